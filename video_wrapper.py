@@ -1,26 +1,28 @@
 """VideoWrapper: videos of robots that train in the Genesis simulator.
 
-A reference implementation in one file, to be copied into a project. It needs Python 3.10 or newer, a camera in
-your scene, and the package imageio-ffmpeg, which brings the encoder::
+A reference implementation in one file, to be copied into a project. It needs Python 3.10, a camera
+in your scene, and the package imageio-ffmpeg, which brings the encoder::
 
     env = VideoWrapper(MyEnv(), camera_attr="camera", out_dir="./videos")
     env.build()
-    ...  # train, then
+    ...  # train
     env.close()
 
-It records with Genesis 1.4 and with every env and camera that have the methods of the two protocols below. Ids in
-parentheses, such as (TIME-4), name the clauses of the specification it implements. ``python video_wrapper.py``
-tries it on this machine.
+It works with Genesis 1.4 and with any env and camera that have the methods of the two protocols
+below. Ids in parentheses, such as (TIME-4), are clauses of the specification that it implements.
+``python video_wrapper.py`` tries it on this machine.
 
 SPDX-FileCopyrightText: 2026 The VideoWrapper authors
 SPDX-License-Identifier: MIT
 """
+# The documented annotations are kept to the letter:
+# ruff: noqa: RUF013, UP006, UP035
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
-import functools
 import math
 import operator
 import os
@@ -46,28 +48,25 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 __spec_version__ = "1.0.0"
 
-# File suffixes a video may have, and the ffmpeg muxer of each.
+# The suffixes that a video's name may have, and ffmpeg's muxer for each.
 _MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-
-_CUBES = frozenset(k**3 for k in range(10))
 
 
 class Camera(Protocol):
-    """What a recording needs of a camera; a Genesis camera has it."""
+    """What a recording needs of a camera. A Genesis camera has it."""
 
     def render(self) -> tuple[Any, ...]:
-        """Returns a tuple whose first item is the picture.
+        """Returns a tuple that begins with the picture.
 
-        A NumPy array or torch tensor, uint8, of shape (height, width, 3), or (n, height, width, 3) with one picture
-        for each rendered env.
+        That is a uint8 array or tensor of shape (height, width, 3), or (n, height, width, 3) with a
+        picture of each rendered env.
         """
 
 
 class GenesisEnv(Protocol):
-    """What `VideoWrapper` needs of an env; genesis-forge's environments have it."""
+    """What `VideoWrapper` needs of an env. The environments of genesis-forge have it."""
 
     dt: float
-    """Seconds of simulation per step."""
     num_envs: int
 
     def build(self) -> None: ...
@@ -78,30 +77,28 @@ class GenesisEnv(Protocol):
 
 
 def capped_cubic_episode_trigger(episode: int) -> bool:
-    """The default schedule: episodes 0, 1, 8, 27, ..., k^3, ..., 729, 1000, 2000, 3000, ... (TRIG-1)."""
-    return episode in _CUBES if episode < 1000 else episode % 1000 == 0
+    """The default schedule: episodes 0, 1, 8, 27, ..., 729, 1000, 2000, 3000, ... (TRIG-1)."""
+    return episode % 1000 == 0 if episode > 1000 else episode in (k**3 for k in range(11))
 
 
 class Wrapper:
-    """Passes everything through to the wrapped env, read anew at each access (DEL-1 to DEL-4)."""
+    """Passes everything through to the wrapped env, read anew at each access (DEL-1 to 4)."""
 
     can_be_wrapped: bool = True
     env: GenesisEnv = None
 
     def __init__(self, env: GenesisEnv) -> None:
         if not getattr(env, "can_be_wrapped", True):
-            raise ValueError(f"env must be one that can be wrapped, but {env!r} has can_be_wrapped=False")
+            raise ValueError(f"env must be one that can be wrapped: can_be_wrapped=False on {env}")
         self.env = env
         if "genesis_forge" in sys.modules:
-            # Its wrappers for RL libraries accept only an env of its own classes, so this becomes one (API-9).
+            # Its wrappers for RL libraries take only envs of its own classes: become one (API-9).
             try:
                 from genesis_forge.wrappers.wrapper import Wrapper as ForgeWrapper
-            except ImportError:  # it cannot be imported without those libraries
+            except ImportError:  # for want of those libraries, so none of them wraps this
                 return
             if not isinstance(self, ForgeWrapper):
-                cls = type(self)
-                namespace = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-                self.__class__ = type(cls.__name__, (cls, ForgeWrapper), namespace)
+                self.__class__ = type(type(self).__name__, (type(self), ForgeWrapper), {})
 
     @property
     def unwrapped(self) -> GenesisEnv:
@@ -110,7 +107,7 @@ class Wrapper:
 
     @property
     def dt(self) -> float:
-        """Seconds of simulation per step."""
+        """The time step of the environment, in seconds of simulation."""
         return self.env.dt
 
     @property
@@ -150,7 +147,7 @@ class Wrapper:
 
     @property
     def extras(self) -> dict:
-        """The infos that the env returns from step and reset."""
+        """The infos that the environment returns from step and reset."""
         return self.env.extras
 
     def build(self) -> None:
@@ -177,36 +174,35 @@ class Wrapper:
 
 
 class VideoWrapper(Wrapper):
-    """Records videos during training, at some of the episodes or steps, and of the final episode.
+    """Records videos during training, of some episodes or at some steps, and of the last episode.
 
-    A recording that starts at step s covers the steps s to s + N - 1, where N is `video_length_steps`, with a frame
-    after each k-th of them, where k is 1 / (fps * dt), rounded. It plays at the speed of the simulation (TIME-1 to 7).
-
-    A failing recording gives a RuntimeWarning and never ends the training (FAIL-1). What the env, the camera or a
-    trigger raises is passed on (FAIL-3).
+    A video that starts at step s covers the steps s to s + `video_length_steps` - 1, with a frame
+    after each k-th of them, where k is 1 / (fps * dt), rounded. It plays at the simulation's speed
+    (TIME-1 to 7). A recording that fails gives a RuntimeWarning and never ends the training
+    (FAIL-1, 2); what the env, the camera or a trigger raises is passed on (FAIL-3).
 
     Args:
         env: The environment to wrap, built or not.
         camera_attr: The attribute of the base environment that holds the camera.
         video_length_sec: Length of each video, in seconds of simulation.
-        episode_trigger: Called once with the number of each episode, from 0; true starts a recording (TRIG-4, 5).
-            The default, if there is no `step_trigger` either, is `capped_cubic_episode_trigger`.
-        step_trigger: Called with the number of each step, from 0, at which no triggered recording is running; true
-            starts one (TRIG-2, 3).
-        out_dir: The folder for the videos. It is created if need be.
-        fps: Frames per second of the video. The nearest rate at which a frame follows a whole number of steps is used.
-        env_idx: The index of the env whose episodes are counted, and whose picture is taken if the camera renders
-            each env separately.
-        filename: The file name of every video, each overwriting the one before. The default is ``{step}.mp4``, after
-            the first step of the video. It may end in .mp4, .m4v, .mov or .mkv.
-        record_final_episode: Whether `close` saves a video of the last episode, triggered or not (FIN-1 to 4).
+        episode_trigger: Asked once for each episode, by its number from 0, whether to record it
+            (TRIG-4, 5). With no trigger at all it is `capped_cubic_episode_trigger`.
+        step_trigger: Asked for each step, by its number from 0, whether to start a recording with
+            it, unless one is running (TRIG-2, 3).
+        out_dir: The folder for the videos, created if it is missing.
+        fps: Frames per second; the nearest rate with a whole number of steps to a frame is used.
+        env_idx: The env whose episodes are counted, and whose picture is taken if the camera
+            renders each env separately.
+        filename: A name, ending in .mp4, .m4v, .mov or .mkv, for every video, each overwriting the
+            one before. If None, a video is named ``{step}.mp4`` after its first step.
+        record_final_episode: Whether `close` saves a video of the last episode (FIN-1 to 4).
         logging: Whether to print a line for each saved video.
 
     Raises:
-        ValueError: Both triggers are given, or another argument has a value that makes no video (ARG-1 to 6).
+        ValueError: Both triggers are given, or an argument has a value that makes no video
+            (ARG-1, 3 to 6).
         TypeError: A trigger is not callable (ARG-2).
         OSError: `out_dir` cannot be created or written to (ARG-8).
-        RuntimeError: imageio-ffmpeg finds no ffmpeg.
     """
 
     def __init__(
@@ -223,62 +219,63 @@ class VideoWrapper(Wrapper):
         record_final_episode: bool = True,
         logging: bool = True,
     ) -> None:
+        # Here, so that a missing package shows at once and not at the first recording.
+        from imageio_ffmpeg import get_ffmpeg_exe
+
         super().__init__(env)
         triggers = {"episode_trigger": episode_trigger, "step_trigger": step_trigger}
         if None not in triggers.values():
-            raise ValueError(f"give either episode_trigger or step_trigger, not both: got {triggers}")
+            raise ValueError(f"give episode_trigger or step_trigger, not both: got {triggers}")
         for name, trigger in triggers.items():
             if trigger is not None and not callable(trigger):
                 raise TypeError(f"{name} must be a function of an int, got {trigger!r}")
         if not (hasattr(env_idx, "__index__") and 0 <= operator.index(env_idx) < env.num_envs):
             raise ValueError(f"env_idx must be an int in range({env.num_envs}), got {env_idx!r}")
         if filename is not None and not _is_video_name(filename):
-            raise ValueError(f"filename must be a file name ending in {', '.join(_MUXERS)}, got {filename!r}")
+            raise ValueError(f"filename must be a name ending in {[*_MUXERS]}, got {filename!r}")
         dt = _positive("env.dt", env.dt)
         length = _positive("video_length_sec", video_length_sec) / dt
         stride = 1 / (_positive("fps", fps) * dt)
 
         self._camera_attr = camera_attr
+        self._env_idx = operator.index(env_idx)
         self._step_trigger = step_trigger
         self._episode_trigger = episode_trigger
-        if None is step_trigger is episode_trigger:
+        if episode_trigger is None and step_trigger is None:
             self._episode_trigger = capped_cubic_episode_trigger
-        self._env_idx = operator.index(env_idx)
-        self._filename = filename
         self._record_final_episode = record_final_episode
+        self._filename = filename
         self._logging = logging
         self._length = max(1, math.ceil(_without_noise(length)))
         self._stride = max(1, round(_without_noise(2 * stride) / 2))
-        # The limit finds 200/3 behind the float 66.666..., and stays within what ffmpeg takes for a rate.
+        # The limit finds 200/3 behind 66.66666666666667 and keeps to what ffmpeg takes for a rate.
         self._rate = Fraction(1 / (self._stride * dt)).limit_denominator(100_000)
-        self._ffmpeg = _find_ffmpeg()
+        self._ffmpeg = get_ffmpeg_exe()
         self._out_dir = _writable_folder(out_dir)
         self._created = time.time()
 
-        self._step = 0
+        self._step = 0  # the number of the next step
         self._episode = 0
         self._episode_start = 0
         self._asked_episode = -1
-        self._counts_episodes = self._episode_trigger is not None or record_final_episode
         self._recording: _Recording | None = None
-        self._finished_background: _Recording | None = None
-
+        self._last_background: _Recording | None = None  # finished, for close() to save
         if hasattr(os, "register_at_fork"):
             this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: (wrapper := this()) and wrapper._leave_to_parent())
+            os.register_at_fork(after_in_child=lambda: (self := this()) and self._abandon())
 
     @property
     def video_length_steps(self) -> int:
-        """The number of steps that each video covers: `video_length_sec` / dt, rounded up (TIME-1, 2)."""
+        """The number of steps that each video covers (TIME-1, 2)."""
         return self._length
 
     def build(self) -> None:
         """Builds the env and checks that it has the camera.
 
-        An env that is already built needs no call; its camera is looked up when a recording starts (BLD-4).
+        An env that is built already needs no call: its camera is found when it is needed (BLD-4).
 
         Raises:
-            AttributeError: The base environment has no camera under that name (BLD-3).
+            AttributeError: The base environment has no camera of that name (BLD-3).
         """
         super().build()
         self._find_camera()
@@ -289,33 +286,35 @@ class VideoWrapper(Wrapper):
         """Steps the env, and records a frame if one is due.
 
         Args:
-            actions: Passed to the env as they are.
+            actions: What the env's `step` takes; passed on as it is.
 
         Returns:
-            What the env returned: observations, rewards, terminated, truncated, extras. `terminated` and `truncated`
-            are indexed by `env_idx`, and either may be None.
+            What the env returned: observations, rewards, terminated, truncated, extras. The flags
+            `terminated` and `truncated` are indexed by `env_idx`; either may be None (EPI-2, 3).
         """
         result = self.env.step(actions)
         step, episode = self._step, self._episode
-        begins = step == self._episode_start
-        # Counted before anything below can raise, so that a trigger's or camera's error miscounts nothing (FAIL-3).
+        is_first = step == self._episode_start
+        # Counted before a trigger or the camera can raise, so that an error miscounts nothing.
         self._step = step + 1
-        if self._counts_episodes and self._is_done(result[2], result[3]):
+        if (self._episode_trigger is not None or self._record_final_episode) and (
+            self._is_done(result[2]) or self._is_done(result[3])
+        ):
             self._end_episode()
         if self._recording is None or self._recording.type != "active":
             if self._is_triggered(step, episode):
                 self._start("active", step)
-            elif begins and self._record_final_episode:
+            elif is_first and self._record_final_episode:
                 self._start("background", step)
         if self._recording is not None:
             self._record(step)
         return result
 
     def reset(self, env_ids: Sequence[int] = None) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Resets envs; a reset of the watched env ends its episode if a step was taken in it (EPI-4).
+        """Resets envs. The watched env's episode ends, if a step was taken in it (EPI-4).
 
         Args:
-            env_ids: Indices of envs or a boolean mask over them, as a sequence, array or tensor. None resets all.
+            env_ids: The indices of the envs or a boolean mask over them; None resets all.
 
         Returns:
             What the env returned: observations and extras.
@@ -326,33 +325,32 @@ class VideoWrapper(Wrapper):
         return result
 
     def start_recording(self, type: Literal["active", "background"] = "active") -> None:
-        """Starts a recording, of which the next step is the first; what was running is finished (REC-1, 3).
+        """Starts a recording with the next step, after finishing what is running (REC-1, 3).
 
         Args:
-            type: ``"active"`` is saved when it is finished, ``"background"`` by `close`, if no other recording follows.
+            type: An "active" recording is saved when it finishes, a "background" one by `close`,
+                unless another recording has followed.
 
         Raises:
-            ValueError: `type` is neither of the two.
+            ValueError: `type` is neither of the two (REC-7).
         """
         if type not in ("active", "background"):
             raise ValueError(f'type must be "active" or "background", got {type!r}')
         self._start(type, self._step)
 
     def finish_recording(self) -> None:
-        """Stops the recording that is running, if any: an active one is saved, a background one kept for `close`."""
+        """Stops what is running: saves it if active, keeps it for `close` if not (REC-2, 4, 5)."""
         recording = self._recording
-        if recording is not None:
-            if not recording.frames:
-                recording.video.discard()
-            elif recording.type == "active":
+        if recording is not None and recording.frames:
+            if recording.type == "active":
                 self._save(recording)
             else:
-                self._finished_background = recording
-            # Not sooner: if Ctrl-C breaks into saving, close() takes it up again.
-            self._recording = None
+                self._last_background = recording
+        # Only now: if Ctrl-C breaks into the saving, close() takes it up again.
+        self._recording = None
 
     def close(self) -> None:
-        """Saves the running recording or the final episode's, then closes the env, even if saving failed (CLOSE-1, 2)."""
+        """Saves what runs or is kept, then closes the env, also if saving fails (CLOSE-1, 2)."""
         try:
             self._save_all()
             atexit.unregister(self._save_all)
@@ -362,14 +360,12 @@ class VideoWrapper(Wrapper):
     def _find_camera(self) -> Camera:
         camera = getattr(self.unwrapped, self._camera_attr, None)
         if camera is None:
-            raise AttributeError(
-                f"{type(self.unwrapped).__name__}.{self._camera_attr} is missing or None, but camera_attr="
-                f"{self._camera_attr!r} must name the attribute that holds the camera to record with"
-            )
+            name = f"{type(self.unwrapped).__name__}.{self._camera_attr}"
+            raise AttributeError(f"camera_attr must name the camera, but {name} is missing or None")
         return camera
 
-    def _is_done(self, *flags: Any) -> bool:
-        return any(flag is not None and bool(flag[self._env_idx]) for flag in flags)
+    def _is_done(self, flags: Any) -> bool:
+        return flags is not None and bool(flags[self._env_idx])
 
     def _end_episode(self) -> None:
         self._episode += 1
@@ -384,12 +380,11 @@ class VideoWrapper(Wrapper):
         return bool(self._episode_trigger(episode))
 
     def _start(self, type: Literal["active", "background"], step: int) -> None:
+        camera = self._find_camera()
         self.finish_recording()
         path = os.path.join(self._out_dir, self._filename or f"{step}.mp4")
-        video = _Video(self._ffmpeg, path, self._rate)
-        look = functools.partial(_look, self._find_camera(), self, self._env_idx)
-        self._recording = _Recording(type, step, look, video)
-        # Registered last again, so that it runs before Genesis' own exit handler takes the scene down (CLOSE-4).
+        self._recording = _Recording(self, camera, type, step, path)
+        # Registered anew, so as to run before Genesis' own exit handler destroys the scene.
         atexit.unregister(self._save_all)
         atexit.register(self._save_all)
 
@@ -402,104 +397,90 @@ class VideoWrapper(Wrapper):
                 self._recording = None
                 self._drop(recording, failure)
                 return
-            if recording.frames == 1 and self._finished_background is not None:
-                self._finished_background.video.discard()
-                self._finished_background = None
+            if self._last_background is not None:
+                self._last_background.discard()
+                self._last_background = None
         if step - recording.start + 1 >= self._length:
             self.finish_recording()
 
     def _save(self, recording: _Recording) -> None:
-        path = recording.video.path
-        try:
-            replaced = ", replacing a file of an earlier run" if os.path.getmtime(path) < self._created else ""
-        except OSError:
-            replaced = ""
+        path, frames, rate = recording.path, recording.frames, self._rate
+        old = os.path.exists(path) and os.path.getmtime(path) < self._created
         try:
             recording.save()
         except _RecordingFailed as failure:
             self._drop(recording, failure)
-            return
-        if self._logging:
-            seconds = float(recording.frames / self._rate)
-            rate = float(self._rate)
-            print(f"Saved {path}: {recording.frames} frames, {seconds:.4g} s at {rate:.4g} fps{replaced}")
+        else:
+            if self._logging:
+                seconds = f"{float(frames / rate):.4g} s at {float(rate):.4g} fps"
+                note = ", replacing a file of an earlier run" if old else ""
+                print(f"Saved {path}: {frames} frames, {seconds}{note}")
 
     def _drop(self, recording: _Recording, failure: _RecordingFailed) -> None:
-        recording.video.discard()
-        warnings.warn(f"no video {recording.video.path}: {failure}", RuntimeWarning, stacklevel=4)
+        recording.discard()
+        warnings.warn(f"no video {recording.path}: {failure}", RuntimeWarning, stacklevel=4)
 
     def _save_all(self) -> None:
         self.finish_recording()
-        if self._finished_background is not None:
-            self._save(self._finished_background)
-            self._finished_background = None
+        if self._last_background is not None and self._last_background.frames:
+            self._save(self._last_background)
+        self._last_background = None
 
-    def _leave_to_parent(self) -> None:
-        """In a forked child: lets go of the parent's recordings, which are not the child's to write or save (CLOSE-5)."""
-        for recording in filter(None, (self._recording, self._finished_background)):
-            recording.video.close_pipe()
-        self._recording = self._finished_background = None
+    def _abandon(self) -> None:
+        """In a forked child: leaves the recordings to the parent (CLOSE-5)."""
+        for recording in filter(None, (self._recording, self._last_background)):
+            recording.close_pipe()
+        self._recording = self._last_background = None
 
 
 class _RecordingFailed(Exception):
-    """A recording cannot go on; its text says why. Never leaves this module."""
+    """A recording cannot go on; its text says why. It never leaves this module."""
 
 
 class _Recording:
-    """A recording whose frames are rendered and encoded at once."""
+    """A recording whose frames are rendered and handed to an ffmpeg process at once.
 
-    def __init__(self, type: str, start: int, look: Callable[[], np.ndarray], video: _Video) -> None:
-        self.type = type
-        self.start = start
-        self.frames = 0
-        self.video = video
-        self._look = look
-
-    def capture(self) -> None:
-        """Records the present picture."""
-        self.video.put(self._look())
-        self.frames += 1
-
-    def save(self) -> None:
-        """Completes the video and puts it in place; can be called again if Ctrl-C breaks into it."""
-        self.video.complete()
-
-
-class _Video:
-    """A video that an ffmpeg process writes, under a temporary name until it is complete (FILE-3).
-
-    A thread feeds ffmpeg's pipe: the training waits for a copy of the frame only, and no Ctrl-C,
-    which reaches the main thread alone, can break into a frame half written (CLOSE-6).
+    ffmpeg writes under a temporary name until the video is complete (FILE-3). A thread feeds its
+    pipe: the training waits for a copy of the frame only, and Ctrl-C, which reaches the main thread
+    alone, cannot break into a frame half written (CLOSE-6).
     """
 
-    def __init__(self, ffmpeg: str, path: str, rate: Fraction) -> None:
+    def __init__(
+        self, wrapper: VideoWrapper, camera: Camera, type: str, start: int, path: str
+    ) -> None:
+        self.type = type
+        self.start = start
         self.path = path
-        self._ffmpeg = ffmpeg
-        self._rate = rate
+        self.frames = 0
+        self._wrapper = wrapper
+        self._camera = camera
         folder, name = os.path.split(path)
-        self._part = os.path.join(folder, f".{uuid.uuid4().hex[:8]}-{name[:50]}.part")
+        self._part = os.path.join(folder, f".{uuid.uuid4().hex[:8]}-{name[-50:]}.part")
         self._shape: tuple[int, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
-        # Bounded: an encoder that falls behind slows the training, it does not fill the memory.
+        # Bounded: an encoder that falls behind slows the training and does not fill the memory.
         self._queue: queue.Queue[bytes | None] = queue.Queue(maxsize=2)
         self._thread = threading.Thread(target=self._feed, daemon=True)
 
-    def put(self, picture: np.ndarray) -> None:
-        """Appends a frame. The first one decides the size and starts ffmpeg."""
+    def capture(self) -> None:
+        """Records the present picture; the first one decides the size."""
+        picture = self._render()
         if self._process is None:
-            self._start(picture.shape)
+            self._shape = picture.shape
+            self._start_ffmpeg()
         elif picture.shape != self._shape:
-            raise _RecordingFailed(f"its frames are {self._shape}, but one came as {picture.shape}")
+            raise _RecordingFailed(f"a frame is {picture.shape}, but the first was {self._shape}")
         if self._error is not None:
             raise _RecordingFailed(self._end())
+        self.frames += 1
         if self._thread.is_alive():
             self._queue.put(picture.tobytes())
         else:
             self._write(picture.tobytes())
 
-    def complete(self) -> None:
-        """Ends the video and moves it to its name."""
+    def save(self) -> None:
+        """Completes the video and gives it its name; can be repeated if Ctrl-C breaks into it."""
         words = self._end()
         if self._error is not None or self._process.returncode:
             raise _RecordingFailed(words)
@@ -507,28 +488,50 @@ class _Video:
             os.replace(self._part, self.path)
         except OSError as error:
             raise _RecordingFailed(str(error)) from error
-        self._errors.close()
+        self._stderr.close()
 
     def discard(self) -> None:
-        """Leaves nothing behind."""
+        """Leaves nothing behind, not even a frame."""
+        self.frames = 0
         if self._process is not None:
             self._process.kill()
             self._end()
-            self._errors.close()
+            self._stderr.close()
             with contextlib.suppress(OSError):
                 os.unlink(self._part)
 
     def close_pipe(self) -> None:
+        """Closes this process's end of ffmpeg's input."""
         if self._process is not None:
             self._process.stdin.close()
 
-    def _start(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
+    def _render(self) -> np.ndarray:
+        """The watched env's picture now: uint8, of shape (height, width, 3)."""
+        picture, env_idx = self._camera.render(), self._wrapper._env_idx
+        if isinstance(picture, tuple) and picture:
+            picture = picture[0]
+        shape = tuple(getattr(picture, "shape", ()))
+        dtype = str(getattr(picture, "dtype", type(picture).__name__)).removeprefix("torch.")
+        if dtype != "uint8" or len(shape) not in (3, 4) or shape[-1] not in (3, 4):
+            want = "uint8 of shape (height, width, 3)"
+            raise _RecordingFailed(f"camera.render() must give {want}, got {dtype} of {shape}")
+        if len(shape) == 4:
+            envs = list(range(self._wrapper.num_envs))
+            if len(envs) != shape[0]:  # only some of them are rendered
+                envs = list(self._wrapper.scene.visualizer.context.rendered_envs_idx)
+            if env_idx not in envs:
+                raise _RecordingFailed(f"the camera shows the envs {envs}, not env_idx={env_idx}")
+            picture = picture[envs.index(env_idx)]
+        return (picture.cpu().numpy() if hasattr(picture, "cpu") else picture)[..., :3]
+
+    def _start_ffmpeg(self) -> None:
+        height, width, _ = self._shape
+        rate = self._wrapper._rate
         # fmt: off
         command = [
-            self._ffmpeg, "-loglevel", "error", "-nostdin", "-y",
-            "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{shape[1]}x{shape[0]}",
-            "-framerate", f"{self._rate.numerator}/{self._rate.denominator}", "-i", "pipe:0",
+            self._wrapper._ffmpeg, "-loglevel", "error", "-nostdin", "-y",
+            "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}",
+            "-framerate", f"{rate.numerator}/{rate.denominator}", "-i", "pipe:0",
             # yuv420p needs even sizes. The colours are named, or players guess them from the size.
             "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709,"
             + "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709",
@@ -540,21 +543,21 @@ class _Video:
         # fmt: on
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            # Not a pipe: nobody reads it while ffmpeg runs, and a full pipe would stop ffmpeg.
-            self._errors = tempfile.TemporaryFile()
+            # Not a pipe: nobody would read it while ffmpeg runs, and a full one would stop ffmpeg.
+            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
             self._process = subprocess.Popen(
                 command,
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                # In a process group of its own, Ctrl-C in the terminal does not reach it (CLOSE-6).
+                stderr=self._stderr,
+                # In a group of its own, which Ctrl-C in the terminal does not reach (CLOSE-6).
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
         except OSError as error:
             raise _RecordingFailed(str(error)) from error
-        with contextlib.suppress(RuntimeError):  # no thread can be started while Python exits
+        with contextlib.suppress(RuntimeError):  # no thread starts while Python exits
             self._thread.start()
 
     def _feed(self) -> None:
@@ -571,35 +574,15 @@ class _Video:
             self._error = error
 
     def _end(self) -> str:
-        """Ends ffmpeg and returns what it had to complain of."""
+        """Ends ffmpeg. Returns what it complained of."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
         self.close_pipe()
         code = self._process.wait()
-        self._errors.seek(0)
-        words = self._errors.read().decode(errors="replace").strip()
-        return words[-1000:] or f"{self._error or 'ffmpeg'} (ffmpeg ended with {code})"
-
-
-def _look(camera: Camera, env: GenesisEnv, env_idx: int) -> np.ndarray:
-    """Renders, and returns the watched env's picture: uint8, of shape (height, width, 3)."""
-    rendered = camera.render()
-    picture = rendered[0] if isinstance(rendered, tuple) and rendered else rendered
-    shape = tuple(getattr(picture, "shape", ()))
-    dtype = getattr(picture, "dtype", type(picture).__name__)
-    if str(dtype) not in ("uint8", "torch.uint8") or len(shape) not in (3, 4) or shape[-1] not in (3, 4):
-        raise _RecordingFailed(
-            f"camera.render() must give uint8 of shape (height, width, 3), not {dtype} of shape {shape}"
-        )
-    if len(shape) == 4:
-        envs = list(range(env.num_envs))
-        if len(envs) != shape[0]:  # only some of them are rendered
-            envs = list(env.scene.visualizer.context.rendered_envs_idx)
-        if env_idx not in envs:
-            raise _RecordingFailed(f"the camera shows the envs {envs}, not env_idx={env_idx}")
-        picture = picture[envs.index(env_idx)]
-    return (picture.cpu().numpy() if hasattr(picture, "cpu") else picture)[..., :3]
+        self._stderr.seek(0)
+        words = self._stderr.read().decode(errors="replace").strip()
+        return words[-1000:] or f"ffmpeg ended with {code}: {self._error}"
 
 
 def _positive(name: str, value: float) -> float:
@@ -617,7 +600,7 @@ def _without_noise(quotient: float) -> float:
     return nearest if math.isclose(quotient, nearest, rel_tol=1e-6) else quotient
 
 
-def _is_video_name(name: str) -> bool:
+def _is_video_name(name: Any) -> bool:
     return (
         isinstance(name, str)
         and name == os.path.basename(name)
@@ -626,7 +609,7 @@ def _is_video_name(name: str) -> bool:
     )
 
 
-def _includes(env_ids: Sequence[int] | None, env_idx: int) -> bool:
+def _includes(env_ids: Any, env_idx: int) -> bool:
     if env_ids is None:
         return True
     ids = env_ids.tolist() if hasattr(env_ids, "tolist") else env_ids
@@ -636,12 +619,6 @@ def _includes(env_ids: Sequence[int] | None, env_idx: int) -> bool:
     return ids[env_idx] if ids and isinstance(ids[0], bool) else env_idx in ids
 
 
-def _find_ffmpeg() -> str:
-    from imageio_ffmpeg import get_ffmpeg_exe
-
-    return get_ffmpeg_exe()
-
-
 def _writable_folder(out_dir: str) -> str:
     folder = os.path.abspath(out_dir)
     try:
@@ -649,5 +626,84 @@ def _writable_folder(out_dir: str) -> str:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        message = f"out_dir must be a folder that can be created and written to ({error.strerror})"
+        message = f"out_dir must be a folder to write to, but: {error.strerror}"
         raise OSError(error.errno, message, out_dir) from error
+
+
+class _SelfTestEnv:
+    """A Go2 on a plane that squats and rises."""
+
+    dt = 0.02
+    num_envs = 1
+
+    def __init__(self, resolution: tuple[int, int]) -> None:
+        import genesis as gs
+
+        gs.init(backend=gs.cpu, logging_level="error")
+        self.scene = gs.Scene(sim_options=gs.options.SimOptions(dt=self.dt), show_viewer=False)
+        self.scene.add_entity(gs.morphs.Plane())
+        go2 = gs.morphs.URDF(file="urdf/go2/urdf/go2.urdf", pos=(0.0, 0.0, 0.4))
+        self.robot = self.scene.add_entity(go2)
+        self.camera = self.scene.add_camera(
+            res=resolution, pos=(1.2, -0.9, 0.6), lookat=(0.0, 0.0, 0.2)
+        )
+
+    def build(self) -> None:
+        self.scene.build(n_envs=self.num_envs)
+        parts = [
+            f"{leg}_{part}" for part in ("hip", "thigh", "calf") for leg in ("FL", "FR", "RL", "RR")
+        ]
+        self.motors = [self.robot.get_joint(f"{part}_joint").dofs_idx_local[0] for part in parts]
+        self.robot.set_dofs_kp([60.0] * 12, self.motors)
+        self.robot.set_dofs_kv([2.0] * 12, self.motors)
+
+    def step(self, actions: float) -> Tuple[None, None, None, None, dict[str, Any]]:
+        bend = 0.9 + 0.4 * math.sin(actions)
+        self.robot.control_dofs_position([0.0] * 4 + [bend] * 4 + [-2 * bend] * 4, self.motors)
+        self.scene.step()
+        return None, None, None, None, {}
+
+    def reset(self, env_ids: Sequence[int] = None) -> tuple[None, dict[str, Any]]:
+        self.scene.reset()
+        return None, {}
+
+    def get_observations(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def _self_test() -> None:
+    """Records a triggered and a final-episode video of a real scene (MAIN-1, 2)."""
+    parser = argparse.ArgumentParser(description=_self_test.__doc__)
+    parser.add_argument("--out-dir", default="./videos", help="folder for the two videos")
+    parser.add_argument("--steps", type=int, default=200, help="steps of 0.02 s in all")
+    parser.add_argument("--res", default="320x240", help="size of the pictures, WIDTHxHEIGHT")
+    options = parser.parse_args()
+    episode = max(1, options.steps // 2)
+    try:
+        width, height = map(int, options.res.split("x"))
+        warnings.filterwarnings("error", "no video", RuntimeWarning)
+        env = VideoWrapper(
+            _SelfTestEnv((width, height)),
+            video_length_sec=episode * _SelfTestEnv.dt,
+            step_trigger=lambda step: step == 0,
+            out_dir=options.out_dir,
+            fps=25,
+        )
+        env.build()
+        for _ in range(2):
+            env.reset()
+            for step in range(episode):
+                env.step(2 * math.pi * step * env.dt)
+        env.close()
+    except ModuleNotFoundError as error:
+        packages = {"genesis": "torch genesis-world", "imageio_ffmpeg": "imageio-ffmpeg"}
+        sys.exit(f"{error}. Try: pip install {packages.get(error.name, error.name)}")
+    except RuntimeWarning as error:
+        sys.exit(f"{error}. Try: pip install --force-reinstall imageio-ffmpeg")
+    except Exception as error:  # noqa: BLE001 Genesis raises many kinds for want of OpenGL
+        cause = " ".join(str(error).split())
+        sys.exit(f"{cause}. If OpenGL is missing: apt-get install libgl1 libegl1 libxrender1")
+
+
+if __name__ == "__main__":
+    _self_test()
