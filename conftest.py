@@ -1,0 +1,1015 @@
+"""The conformance suite's machinery: whom it judges, in which worlds, how it reads videos and reports.
+
+Reading order: the picture's code and the videos that show it; the fake camera and env; `World`, which
+the tests work with; the fixtures; the clauses of spec/README.md and the report by clause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+import gymnasium
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent
+DEFAULT_IMPLEMENTATION = "video_wrapper:VideoWrapper"
+NUM_ACTIONS = 2
+
+# A number is drawn as 6 x 4 cells, black or white: its 16 bits and 8 of a checksum. Cells of 8 pixels
+# are whole blocks of H.264, which leaves them readable at every quality that a video is looked at in.
+CELL, COLUMNS, BITS = 8, 6, 24
+NOT_STEPPED = 0xFFFF
+
+
+def draw_step(picture: np.ndarray, number: int) -> None:
+    """Draws `number`, below 65536, into the top left 48 x 32 pixels."""
+    code = number << 8 | zlib.crc32(number.to_bytes(2, "big")) & 0xFF
+    cells = np.array([code >> i & 1 for i in range(BITS)], np.uint8).reshape(-1, COLUMNS)
+    area = np.kron(cells, np.full((CELL, CELL), 255, np.uint8))
+    picture[: area.shape[0], : area.shape[1]] = area[..., None]
+
+
+def read_step(picture: np.ndarray) -> int:
+    """Reads what `draw_step` drew. Raises ValueError if it cannot be read."""
+    height, width = BITS // COLUMNS * CELL, COLUMNS * CELL
+    if picture.shape[0] < height or picture.shape[1] < width:
+        raise ValueError(f"no step can be read in a picture of shape {picture.shape}")
+    area = picture[:height, :width].reshape(BITS // COLUMNS, CELL, COLUMNS, CELL, 3)
+    number, check = divmod(read_bits(area[:, 2:-2, :, 2:-2]), 256)
+    if check != zlib.crc32(number.to_bytes(2, "big")) & 0xFF:
+        raise ValueError("no step can be read in the picture")
+    return number
+
+
+def read_bits(cells: np.ndarray) -> int:
+    """The number whose bits are black or white cells: an array of rows, height, columns, width, 3."""
+    levels = cells.mean(axis=(1, 3, 4)).ravel()
+    if np.abs(levels - 127).min() < 64:
+        raise ValueError("no step can be read in the picture")
+    return sum(1 << i for i, level in enumerate(levels) if level > 127)
+
+
+def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[str, int, int]]:
+    """The MP4 boxes between two offsets: name, start and end of the content."""
+    end = len(data) if end is None else end
+    while start + 8 <= end:
+        size, head = int.from_bytes(data[start : start + 4], "big"), 8
+        if size == 1:
+            size, head = int.from_bytes(data[start + 8 : start + 16], "big"), 16
+        stop = start + size if size else end
+        if stop < start + head or stop > end:
+            raise AssertionError(f"the MP4 box at byte {start} does not fit into its file")
+        yield data[start + 4 : start + 8].decode("latin-1"), start + head, stop
+        start = stop
+
+
+def box(data: bytes, path: str) -> bytes:
+    """The content of the first box at a path such as "moov/trak"."""
+    start, end = 0, len(data)
+    for name in path.split("/"):
+        found = [(s, e) for n, s, e in boxes(data, start, end) if n == name]
+        if not found:
+            raise AssertionError(f"there is no MP4 box {path}")
+        start, end = found[0]
+    return data[start:end]
+
+
+@dataclass
+class Video:
+    """A decoded video. What only MP4 files tell is read when it is asked for."""
+
+    path: Path
+    frames: list[np.ndarray] = field(repr=False)
+    width: int
+    height: int
+    codec: str
+    pix_fmt: str
+    reader: Callable[[np.ndarray], int] = field(repr=False)
+
+    @property
+    def count(self) -> int:
+        """The number of frames."""
+        return len(self.frames)
+
+    @functools.cached_property
+    def steps(self) -> list[int]:
+        """The step that each frame shows."""
+        return [self.reader(frame) for frame in self.frames]
+
+    @functools.cached_property
+    def _timing(self) -> tuple[Fraction, Fraction]:
+        media = box(self.path.read_bytes(), "moov/trak/mdia")
+        header, table = box(media, "mdhd"), box(media, "minf/stbl/stts")
+        at = 20 if header[0] else 12
+        timescale = int.from_bytes(header[at : at + 4], "big")
+        numbers = [int.from_bytes(table[i : i + 4], "big") for i in range(8, len(table), 4)]
+        counts, deltas = numbers[::2], numbers[1::2]
+        if len(set(deltas)) != 1:
+            raise AssertionError(f"the frames of {self.path.name} last differently long: {deltas}")
+        return Fraction(timescale, deltas[0]), Fraction(deltas[0] * sum(counts), timescale)
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second, exactly, from the MP4's own clock."""
+        return self._timing[0]
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return float(self._timing[1])
+
+    @property
+    def index_first(self) -> bool:
+        """Whether the MP4's index stands before its data."""
+        names = [name for name, _, _ in boxes(self.path.read_bytes())]
+        return names.index("moov") < names.index("mdat")
+
+
+def read_video(
+    path: str | os.PathLike[str], reader: Callable[[np.ndarray], int] = read_step
+) -> Video:
+    """Decodes a video with ffmpeg.
+
+    Raises:
+        AssertionError: It cannot be played.
+    """
+    path = Path(path)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-xerror", "-i", f"file:{path}"]
+    command += ["-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"]
+    result = subprocess.run(command, capture_output=True, check=False)
+    words = result.stderr.decode(errors="replace")
+    stream = re.search(r"Stream #0:0.*Video: (\w+)[^,]*, (\w+).*?, (\d+)x(\d+)", words)
+    if result.returncode or not stream or not result.stdout:
+        cause = words.strip().splitlines()[-1:] or [f"ffmpeg ended with {result.returncode}"]
+        raise AssertionError(f"{path.name} cannot be played: {cause[0]}")
+    codec, pix_fmt, width, height = stream[1], stream[2], int(stream[3]), int(stream[4])
+    frames = list(np.frombuffer(result.stdout, np.uint8).reshape(-1, height, width, 3))
+    return Video(path, frames, width, height, codec, pix_fmt, reader)
+
+
+def encode(path: str, rate: Fraction, size: tuple[int, int], raw: BinaryIO) -> None:
+    """Makes a video, as a camera does that records: of whole frames in a file, of even sizes only."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-video_size", "{}x{}".format(*size), "-framerate", str(rate), "-i", "pipe:0"]
+    command += ["-pix_fmt", "yuv420p", f"file:{path}"]
+    raw.seek(0)
+    result = subprocess.run(command, stdin=raw, capture_output=True, check=False)
+    if result.returncode:
+        raise RuntimeError(result.stderr.decode(errors="replace").strip().splitlines()[-1])
+
+
+class FakeCamera:
+    """Shows the number that its env shows, and records in each way that Genesis' camera ever had.
+
+    These are render() alone; until 1.2 start_recording(), frames gathered by render(), stop_recording(path, fps); and
+    since 1.3 start_recording(path, fps), frames taken as the scene steps, stop_recording(). One camera offers all
+    three: whether start_recording() is given a path tells the last two apart.
+
+    Attributes:
+        renders: How many pictures were taken.
+        make_frame: What becomes of a picture, an array, before render() returns it.
+        fails_at: Taking a picture raises RuntimeError while one of these steps is shown.
+    """
+
+    def __init__(self, env: FakeEnv, size: tuple[int, int], separate: bool) -> None:
+        width, height = size
+        self.renders = 0
+        self.make_frame: Callable[[np.ndarray], Any] = lambda picture: picture
+        self.fails_at: set[int] = set()
+        self._env = env
+        self._size = size
+        self._separate = separate
+        self._background = np.empty((height, width, 3), np.uint8)
+        self._background[..., 0] = np.linspace(40, 200, width)
+        self._background[..., 1] = np.linspace(200, 40, height)[:, None]
+        self._background[..., 2] = 90
+        self._recorded_imgs: list[Any] = []
+        self._running = False
+        self._path = ""
+        self._files: list[BinaryIO] = []
+
+    def render(self, rgb: bool = True, **kinds: bool) -> tuple[Any, None, None, None]:
+        """Takes a picture: what Genesis' camera returns for rgb."""
+        frame = self._take()
+        if self._running and not self._path:
+            self._recorded_imgs.append(frame)
+        return frame, None, None, None
+
+    def start_recording(
+        self, save_to_filename: str | None = None, fps: float | None = None
+    ) -> None:
+        """Until 1.2 without, since 1.3 with arguments; without, it goes on after a pause as well."""
+        if save_to_filename is not None:
+            if self._path:
+                raise RuntimeError("Recording already started.")
+            # As with Genesis: until it is stopped, a file that cannot be played; and never one if it is not.
+            Path(save_to_filename).touch()
+            self._path = save_to_filename
+            self._stride = max(1, round(1 / ((fps or 60) * self._env.dt)))
+            self._next = self._env.steps + self._stride
+            self._files = [tempfile.TemporaryFile() for _ in range(self._pictures)]  # noqa: SIM115
+        self._running = True
+
+    def pause_recording(self) -> None:
+        """Takes no more frames, and keeps those taken."""
+        if not self._running:
+            raise RuntimeError("Recording not started.")
+        self._running = False
+
+    def stop_recording(self, save_to_filename: str | None = None, fps: float = 60) -> None:
+        """Writes the video; the arguments are those of until 1.2."""
+        path, rate = self._path, Fraction(fps).limit_denominator(10000)
+        if path:
+            rate = Fraction(1 / (self._stride * self._env.dt)).limit_denominator(10000)
+        elif not self._running or save_to_filename is None:
+            raise RuntimeError("Recording not started.")
+        else:
+            path = save_to_filename
+            self._files = [tempfile.TemporaryFile() for _ in range(self._pictures)]  # noqa: SIM115
+            for frame in self._recorded_imgs:
+                self._keep(frame)
+        files, self._files, self._path, self._running = self._files, [], "", False
+        self._recorded_imgs.clear()
+        stem, suffix = os.path.splitext(path)
+        for i, raw in enumerate(files):
+            with raw:
+                encode(f"{stem}_{i}{suffix}" if self._separate else path, rate, self._size, raw)
+
+    def on_step(self) -> None:
+        """The scene has stepped."""
+        if self._running and self._path and self._env.steps >= self._next:
+            self._next += self._stride
+            self._keep(self._take())
+
+    @property
+    def _pictures(self) -> int:
+        return self._env.num_envs if self._separate else 1
+
+    def _keep(self, frame: Any) -> None:
+        for raw, picture in zip(self._files, frame if self._separate else [frame]):
+            raw.write(np.asarray(picture)[..., :3].tobytes())
+
+    def _take(self) -> Any:
+        if self._env.shown in self.fails_at:
+            raise RuntimeError("camera")
+        self.renders += 1
+        pictures = np.stack([self._background] * self._pictures)
+        for i, picture in enumerate(pictures):
+            draw_step(picture, self._env.shown + 1000 * i * self._separate)
+        return self.make_frame(pictures if self._separate else pictures[0])
+
+
+class FakeEnv:
+    """An env without a simulation, whose camera shows the number of the last completed step, from 0.
+
+    Args:
+        dt: Seconds per step.
+        num_envs: How many envs.
+        watched: The env whose episodes end at the steps `terminated_at` and `truncated_at`.
+        terminated_at: Numbers of steps.
+        truncated_at: Numbers of steps.
+        others_done_at: Numbers of steps at which the other envs terminate.
+        none_flags: Whether step() returns None for both flags.
+        size: Width and height of the picture.
+        separate: Whether the camera gives a picture for each env; that of env i shows 1000 * i more.
+
+    Attributes:
+        calls: Names of the methods called, of build, step, reset and close.
+        steps: How many steps are completed.
+        shown: The number that the camera shows.
+    """
+
+    # Named here to stand before the properties of the same names that an --env-base may have.
+    dt: float = 0.1
+    num_envs: int = 3
+    scene: Any = None
+    robot: Any = None
+    camera: Any = None
+    num_actions: int = NUM_ACTIONS
+    num_observations: int = 4
+    action_space: Any = gymnasium.spaces.Box(-1, 1, (NUM_ACTIONS,))
+    observation_space: Any = gymnasium.spaces.Box(-1, 1, (4,))
+    extras: Any = None
+    can_be_wrapped: bool = True
+
+    def __init__(
+        self,
+        *,
+        dt: float = 0.1,
+        num_envs: int = 3,
+        watched: int = 0,
+        terminated_at: Any = (),
+        truncated_at: Any = (),
+        others_done_at: Any = (),
+        none_flags: bool = False,
+        size: tuple[int, int] = (96, 64),
+        separate: bool = False,
+    ) -> None:
+        taken = inspect.signature(super().__init__).parameters
+        given = {"num_envs": num_envs, "dt": dt}
+        super().__init__(**{name: value for name, value in given.items() if name in taken})
+        self.dt = dt
+        self.num_envs = num_envs
+        self.watched = watched
+        self.terminated_at = terminated_at
+        self.truncated_at = truncated_at
+        self.others_done_at = others_done_at
+        self.none_flags = none_flags
+        self.extras = {"episode": {}}
+        self.calls: list[str] = []
+        self.steps = 0
+        self.shown = NOT_STEPPED
+        self.make_scene(size, separate)
+
+    def make_scene(self, size: tuple[int, int], separate: bool) -> None:
+        """Sets scene, robot and camera."""
+        self.scene = SimpleNamespace()
+        self.robot = SimpleNamespace()
+        self.camera = self._camera = FakeCamera(self, size, separate)
+
+    def show(self, number: int) -> None:
+        """Brings the scene to the state after step `number`."""
+        self.shown = number
+        self._camera.on_step()
+
+    @property
+    def unwrapped(self) -> FakeEnv:
+        """This env."""
+        return self
+
+    def build(self) -> None:
+        """Only counts."""
+        self.calls.append("build")
+
+    def step(self, actions: torch.Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Shows the next number. The episodes end as the constructor was told."""
+        self.calls.append("step")
+        number, self.steps = self.steps, self.steps + 1
+        self.show(number)
+        terminated = torch.full((self.num_envs,), number in self.others_done_at)
+        terminated[self.watched] = number in self.terminated_at
+        truncated = torch.zeros(self.num_envs, dtype=torch.bool)
+        truncated[self.watched] = number in self.truncated_at
+        flags = (None, None) if self.none_flags else (terminated, truncated)
+        return self.get_observations(), torch.zeros(self.num_envs), *flags, self.extras
+
+    def reset(self, env_ids: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Only counts."""
+        self.calls.append("reset")
+        return self.get_observations(), self.extras
+
+    def get_observations(self) -> torch.Tensor:
+        """Zeros."""
+        return torch.zeros(self.num_envs, self.num_observations)
+
+    def close(self) -> None:
+        """Only counts."""
+        self.calls.append("close")
+
+
+class Board:
+    """A real scene of 3 envs: 5 x 3 boxes, a bit each, that slide out of the camera's sight for a 0.
+
+    Genesis 1.4 takes no camera for a single env in a scene whose cameras show each env, so there are scenes of both
+    kinds. Of the 3 envs, 0 and 2 are rendered: who takes the stack of pictures for that of all envs is found out.
+    """
+
+    BITS, COLUMNS, ROWS = 15, 5, 3
+
+    def __init__(self, separate: bool, dt: float) -> None:
+        gs = start_genesis()
+        self.scene = gs.Scene(
+            # The env's dt: Genesis' own recording goes by the scene's.
+            sim_options=gs.options.SimOptions(dt=dt, gravity=(0, 0, 0)),
+            rigid_options=gs.options.RigidOptions(enable_collision=False),
+            vis_options=gs.options.VisOptions(
+                rendered_envs_idx=[0, 2],
+                split_envs=separate,
+                shadow=False,
+                plane_reflection=False,
+                background_color=(0, 0, 0),
+                ambient_light=(1, 1, 1),
+            ),
+            show_viewer=False,
+        )
+        box = (
+            '<joint type="slide" axis="1 0 0"/><geom type="box" size=".1 .35 .35" rgba="1 1 1 1"/>'
+        )
+        places = [(-(i % self.COLUMNS), -(i // self.COLUMNS)) for i in range(self.BITS)]
+        bodies = [f'<body pos="0 {y} {z}">{box}</body>' for y, z in places]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "board.xml"
+            path.write_text(f"<mujoco><worldbody>{''.join(bodies)}</worldbody></mujoco>")
+            self.boxes = self.scene.add_entity(gs.morphs.MJCF(file=str(path)))
+        middle = (-(self.COLUMNS - 1) / 2, -(self.ROWS - 1) / 2)
+        # From so far off all boxes look alike. A box that is 60 m nearer is behind the camera.
+        look = {"pos": (-50, *middle), "lookat": (0, *middle), "near": 1, "far": 100}
+        fov = math.degrees(2 * math.atan(self.ROWS / 2 / 50))
+        envs = [None] if separate else [0, 2]
+        self.cameras = {
+            i: self.scene.add_camera(res=(100, 60), fov=fov, env_idx=i, **look) for i in envs
+        }
+        # So far apart that no env stands in another's picture.
+        self.scene.build(n_envs=3, env_spacing=(300.0, 300.0))
+
+    def show(self, numbers: list[int]) -> None:
+        """Steps the simulation, with the boxes of each env at its number, below 4096, and a check of it."""
+        codes = [number << 3 | number % 7 + 1 for number in numbers]
+        hidden = [[-60.0 * (not code >> i & 1) for i in range(self.BITS)] for code in codes]
+        self.boxes.set_dofs_position(torch.tensor(hidden))
+        self.scene.step()
+
+    @classmethod
+    def read(cls, picture: np.ndarray) -> int:
+        """Reads the number that a picture shows. Raises ValueError if it cannot be read."""
+        if picture.shape != (60, 100, 3):
+            raise ValueError(f"no step can be read in a picture of shape {picture.shape}")
+        cells = picture.reshape(cls.ROWS, 20, cls.COLUMNS, 20, 3)[:, 6:14, :, 6:14]
+        number, check = divmod(read_bits(cells), 8)
+        if check != number % 7 + 1:
+            raise ValueError("no step can be read in the picture")
+        return number
+
+
+board = functools.cache(Board)
+
+
+class GenesisEnv(FakeEnv):
+    """The fake env's script, shown by a real scene. `watched` is 0 or 2; there are 3 envs and one size of picture.
+
+    Of a camera for the watched env alone, the others' boxes show 500 more, so as to differ.
+    """
+
+    def make_scene(self, size: tuple[int, int], separate: bool) -> None:
+        """Takes the scene of that kind, built at the first use in a run."""
+        self._separate = separate
+        self._board = board(separate, self.dt)
+        self.scene, self.robot = self._board.scene, self._board.boxes
+        self.camera = self._board.cameras[None if separate else self.watched]
+        with contextlib.suppress(Exception):  # what the test before may have left running
+            self.camera.stop_recording()
+        self._board.show([4095] * 3)
+
+    def show(self, number: int) -> None:
+        """Brings the scene to the state after step `number`."""
+        self.shown = number
+        if self._separate:
+            self._board.show([number + 1000 * i for i in range(3)])
+        else:
+            self._board.show([number + 500 * (i != self.watched) for i in range(3)])
+
+
+def load(target: str, option: str = "") -> type:
+    """The class that "package.module:Class" names."""
+    name, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(name), attribute)
+    except Exception as error:  # noqa: BLE001 a module may raise anything
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise pytest.UsageError(f"{option} {target} cannot be imported: {cause}") from None
+    if not isinstance(found, type):
+        raise pytest.UsageError(f"{option} {target} is no class")
+    return found
+
+
+def first_line(text: Any) -> str:
+    """The first line of a message, shortened."""
+    line = (str(text).strip().splitlines() or [""])[0]
+    return line if len(line) <= 160 else line[:157] + "..."
+
+
+def env_class(cls: type, base: type | None) -> type:
+    """`cls`, made a subclass of the --env-base as well."""
+    if not base:
+        return cls
+    if (
+        "genesis" in sys.modules
+    ):  # bases that import it ask for its device when they are constructed
+        start_genesis()
+    return type(cls.__name__, (cls, base), {})
+
+
+def start_genesis() -> Any:
+    """Imports and initialises Genesis, unless that is done."""
+    import genesis as gs
+
+    if not gs._initialized:
+        gs.init(backend=gs.cpu, logging_level="error")
+    return gs
+
+
+ENV_KEYWORDS = set(inspect.signature(FakeEnv.__init__).parameters) - {"self"}
+
+
+class World:
+    """An env to wrap, a folder for its videos, and a reader for what they show.
+
+    Attributes:
+        kind: "fake" or "genesis".
+        out_dir: The folder for the videos.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        out_dir: Path,
+        implementation: type,
+        env_class: type,
+        reader: Callable[[np.ndarray], int] = read_step,
+    ) -> None:
+        self.kind = kind
+        self.out_dir = out_dir
+        self._implementation = implementation
+        self._env_class = env_class
+        self._reader = reader
+        self._wrapped: list[tuple[Any, Any]] = []
+
+    def env(self, **keywords: Any) -> Any:
+        """A new env; `keywords` are those of `FakeEnv`."""
+        return self._env_class(**keywords)
+
+    def wrap(
+        self,
+        env: Any = None,
+        *,
+        build: bool = True,
+        implementation: type | None = None,
+        **keywords: Any,
+    ) -> Any:
+        """Wraps an env, a new one if none is given, and builds it.
+
+        Args:
+            env: What is wrapped.
+            build: Whether `build()` is called.
+            implementation: Another class than the one under test.
+            **keywords: Those of `FakeEnv` go to the new env, the others to the wrapper, for which out_dir, logging,
+                fps (a frame a step) and video_length_sec (0.5) have defaults here.
+        """
+        if env is None:
+            names = ENV_KEYWORDS.intersection(keywords)
+            env = self.env(**{name: keywords.pop(name) for name in names})
+        keywords.setdefault("out_dir", str(self.out_dir))
+        keywords.setdefault("video_length_sec", 0.5)
+        keywords.setdefault("logging", False)
+        if "fps" not in keywords:
+            keywords["fps"] = round(1 / env.dt)
+        implementation = implementation or self._implementation
+        # Who lacks one of these never does what False switches off, and fails API-1 alone for it.
+        parameters = inspect.signature(implementation).parameters
+        for name in ("record_final_episode", "logging"):
+            if name not in parameters and keywords.get(name) is False:
+                del keywords[name]
+        wrapper = implementation(env, **keywords)
+        self._wrapped.append((wrapper, torch.zeros(env.num_envs, NUM_ACTIONS)))
+        if build:
+            wrapper.build()
+        return wrapper
+
+    def run(self, wrapper: Any, steps: int) -> list[Any]:
+        """Steps `wrapper` so often, and returns what it returned."""
+        (actions,) = [actions for wrapped, actions in self._wrapped if wrapped is wrapper]
+        return [wrapper.step(actions) for _ in range(steps)]
+
+    def files(self) -> list[str]:
+        """The names of all files in the folder, hidden ones too."""
+        return sorted(os.listdir(self.out_dir)) if self.out_dir.is_dir() else []
+
+    def video(self, name: str) -> Video:
+        """Decodes one video."""
+        return read_video(self.out_dir / name, self._reader)
+
+    def videos(self) -> dict[str, list[int]]:
+        """Name: the steps it shows, for all videos in the folder, of which each file not hidden must be one."""
+        return {n: self.video(n).steps for n in self.files() if not n.startswith(".")}
+
+    def close(self) -> None:
+        """Closes all wrappers; tests have removed folders and encoders that some would like to have."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for wrapper, _ in reversed(self._wrapped):
+                with contextlib.suppress(Exception):
+                    wrapper.close()
+
+
+def run_python(*arguments: str, timeout: float = 600, **options: Any) -> Any:
+    """Runs this Python on a file or, if the first argument does not end in .py, on code.
+
+    Args:
+        *arguments: The file or code, and what it is given.
+        timeout: Seconds after which it is killed and the test fails.
+        **options: start_new_session goes to subprocess, the others are environment variables.
+
+    Returns:
+        An object with returncode, stdout and stderr.
+    """
+    session = options.pop("start_new_session", False)
+    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    command = [sys.executable, *([] if arguments[0].endswith(".py") else ["-c"]), *arguments]
+    # Files and no pipes, which a forked child that lives on would keep open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, "PYTHONPATH": path, **options},
+            start_new_session=session,
+        )
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"the process had not ended after {timeout} s") from None
+        out.seek(0)
+        err.seek(0)
+        return SimpleNamespace(returncode=process.returncode, stdout=out.read(), stderr=err.read())
+
+
+# Where the suite runs in the background, Ctrl-C is ignored and Python sets up no handler for it.
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+import conftest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+folder, implementation, base = sys.argv[1:]
+base = conftest.env_class(conftest.FakeEnv, base and conftest.load(base))
+world = conftest.World("fake", Path(folder), conftest.load(implementation), base)
+never, first_only = (lambda n: False), (lambda n: n == 0)
+"""
+
+
+@pytest.fixture(scope="session")
+def suite(pytestconfig: pytest.Config) -> Suite:
+    """What this run judges, and by which clauses."""
+    return pytestconfig.stash[SUITE]
+
+
+@pytest.fixture(scope="session")
+def implementation(suite: Suite) -> type:
+    """The class under test."""
+    return suite.implementation
+
+
+@pytest.fixture(scope="session")
+def module(implementation: type) -> Any:
+    """The module of the class under test."""
+    return sys.modules[implementation.__module__]
+
+
+@pytest.fixture(scope="session")
+def spec_version(suite: Suite) -> str:
+    """The version of spec/README.md."""
+    return suite.spec_version
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Any:
+    """spec/vectors.json."""
+    return json.loads((ROOT / "spec" / "vectors.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session", name="read_video")
+def read_video_fixture() -> Callable[..., Video]:
+    """`read_video`."""
+    return read_video
+
+
+@pytest.fixture
+def python() -> Callable[..., Any]:
+    """`run_python`."""
+    return run_python
+
+
+@pytest.fixture
+def script(suite: Suite, tmp_path: Path) -> Callable[..., Any]:
+    """Runs code in a process of its own, in which `world` is a fake one; the result's `world` reads its videos."""
+
+    def run(code: str, **options: Any) -> Any:
+        folder = tmp_path / "videos"
+        names = (suite.implementation_name, suite.env_base_name)
+        code = SCRIPT + textwrap.dedent(code)
+        result = run_python(code, str(folder), *names, timeout=120, **options)
+        result.world = World("fake", folder, suite.implementation, FakeEnv)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def fake(suite: Suite, tmp_path: Path) -> Iterator[World]:
+    """A world without a simulation."""
+    env = env_class(FakeEnv, suite.env_base)
+    world = World("fake", tmp_path / "videos", suite.implementation, env)
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="session")
+def real_scene(suite: Suite) -> Any:
+    """The class of envs on the one real scene of this run, and the reader for what it shows."""
+    try:
+        board(False, 0.1)
+    except Exception as error:  # noqa: BLE001 Genesis raises many kinds for want of OpenGL
+        suite.no_scene = f"{type(error).__name__}: {first_line(error)}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no real scene: {suite.no_scene}")
+    return env_class(GenesisEnv, suite.env_base), Board.read
+
+
+@pytest.fixture
+def genesis(suite: Suite, real_scene: Any, tmp_path: Path) -> Iterator[World]:
+    """A world with the real, headless Genesis scene."""
+    world = World("genesis", tmp_path / "videos", suite.implementation, *real_scene)
+    yield world
+    world.close()
+
+
+@pytest.fixture(params=["fake", "genesis"])
+def world(request: pytest.FixtureRequest) -> World:
+    """The one world and the other."""
+    return request.getfixturevalue(request.param)
+
+
+@dataclass
+class Clause:
+    """A clause of the specification, and what the tests that name it came to."""
+
+    id: str
+    level: str
+    source: str
+    reference: bool
+    tests: int = 0
+    ran: int = 0
+    skips: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    excused: bool = True
+
+
+CLAUSE = re.compile(
+    r"^- \*\*(\S+)\*\* \((MUST|SHOULD), (documented|resolved)(, reference)?\)", re.MULTILINE
+)
+SUITE: pytest.StashKey[Suite] = pytest.StashKey()
+
+
+class Suite:
+    """Judges an implementation by the clauses: a pytest plugin."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.implementation_name = config.getoption("--implementation")
+        self.env_base_name = config.getoption("--env-base")
+        self.implementation = load(self.implementation_name, "--implementation")
+        self.env_base = load(self.env_base_name, "--env-base") if self.env_base_name else None
+        self.report_file = config.getoption("--conformance-report")
+        if self.report_file and Path(self.report_file).suffix not in (".json", ".md"):
+            raise pytest.UsageError(
+                f"--conformance-report {self.report_file}: neither .json nor .md"
+            )
+        spec = (ROOT / "spec" / "README.md").read_text(encoding="utf-8")
+        self.spec_version = re.search(r"^Version: (\S+)$", spec, re.MULTILINE)[1]
+        self.clauses = {
+            m[1]: Clause(m[1], m[2], m[3], reference=bool(m[4])) for m in CLAUSE.finditer(spec)
+        }
+        self.expected = self._read_expected(config.getoption("--expected-failures"))
+        self.partial = bool(config.getoption("--lf", False)) or any("::" in a for a in config.args)
+        self.no_scene = ""
+
+    def _read_expected(self, path: str | None) -> dict[str, str]:
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
+        except OSError as error:
+            raise pytest.UsageError(f"--expected-failures: {error}") from None
+        entries = [line.split(None, 1) for line in lines if line.strip() and line.strip()[0] != "#"]
+        for name, *reason in entries:
+            if name not in self.clauses:
+                raise pytest.UsageError(f"--expected-failures {path}: there is no clause {name}")
+            if not reason:
+                raise pytest.UsageError(f"--expected-failures {path}: {name} has no reason")
+        return {name: reason.strip() for name, reason in entries}
+
+    def _named(self, item: pytest.Item) -> list[Clause]:
+        return [self.clauses[i] for marker in item.iter_markers("clause") for i in marker.args]
+
+    def _binds(self, clause: Clause) -> bool:
+        return not clause.reference or self.implementation_name == DEFAULT_IMPLEMENTATION
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Before -k and -m take effect: matches tests and clauses."""
+        faults = []
+        for item in items:
+            if not item.path.is_relative_to(ROOT):
+                continue
+            ids = [i for marker in item.iter_markers("clause") for i in marker.args]
+            faults += [f"{item.nodeid} names {i}, no clause" for i in ids if i not in self.clauses]
+            if not ids:
+                faults.append(f"{item.nodeid} names no clause")
+            elif not faults:
+                for clause in self._named(item):
+                    clause.tests += 1
+                if not any(map(self._binds, self._named(item))):
+                    item.add_marker(
+                        pytest.mark.skip(reason="not applicable to this implementation")
+                    )
+        self.partial |= not any(item.path == ROOT / "test_video_wrapper.py" for item in items)
+        if not faults and not self.partial:
+            without = [c.id for c in self.clauses.values() if c.level == "MUST" and not c.tests]
+            faults += [f"MUST clause {i} has no test" for i in without]
+        if faults:
+            raise pytest.UsageError("\n".join(faults))
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        """By -k, -m or --deselect."""
+        self.partial = True
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo
+    ) -> Iterator[pytest.TestReport]:
+        """Enters a test's outcome with its clauses, and excuses failures that are expected or of a SHOULD."""
+        report = yield
+        clauses = self._named(item)
+        excuse = ""
+        if report.failed and report.when == "call":
+            excuse = next((self.expected[c.id] for c in clauses if c.id in self.expected), "")
+            if not excuse and all(c.level == "SHOULD" for c in clauses):
+                excuse = "SHOULD"
+        for clause in clauses:
+            if report.failed:
+                words = first_line(call.excinfo.exconly()).removeprefix("AssertionError: ")
+                clause.failures.append(words)
+                clause.excused &= bool(excuse)
+            elif report.skipped and isinstance(report.longrepr, tuple):
+                clause.skips.append(first_line(report.longrepr[2]).removeprefix("Skipped: "))
+            clause.ran += report.when == "call" and not report.skipped
+        if excuse:
+            report.outcome = "skipped"
+            report.wasxfail = excuse
+        return report
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fails the run for unexpected passes, and writes the report."""
+        self.partial |= bool(session.shouldfail or session.shouldstop)
+        if self.unexpected_passes() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.report_file and any(clause.tests for clause in self.clauses.values()):
+            self._write_report(Path(self.report_file))
+
+    def unexpected_passes(self) -> list[str]:
+        """The expected failures that did not come, which only a whole run can tell."""
+        return [
+            i
+            for i in self.expected
+            if not self.partial and self.judge(self.clauses[i])[0] == "pass"
+        ]
+
+    def judge(self, clause: Clause) -> tuple[str, str]:
+        """The clause's result, and a line that says why it is not "pass"."""
+        if not self._binds(clause):
+            return "not applicable", "binds the module of this project only"
+        if clause.failures:
+            expected = clause.excused and clause.id in self.expected
+            return "expected" if expected else "fail", clause.failures[0]
+        if clause.ran:
+            return "pass", ""
+        return "not run", clause.skips[0] if clause.skips else ""
+
+    def totals(self) -> str:
+        """The summary line."""
+        parts = []
+        for source in ("documented", "resolved"):
+            bound = [c for c in self.clauses.values() if c.source == source and self._binds(c)]
+            passed = sum(self.judge(clause)[0] == "pass" for clause in bound)
+            parts.append(f"{source}: {passed}/{len(bound)}")
+        return " clauses, ".join(parts)
+
+    def about(self) -> dict[str, str]:
+        """What is judged, and with what."""
+        module = sys.modules[self.implementation.__module__]
+        package = sys.modules[module.__name__.partition(".")[0]]
+        version = getattr(module, "__version__", None) or getattr(package, "__version__", None)
+        if not version:
+            names = importlib.metadata.packages_distributions().get(package.__name__)
+            version = importlib.metadata.version(names[0]) if names else "without a version"
+        return {
+            "implementation": self.implementation_name,
+            "version": version,
+            "file": str(module.__file__),
+            "implements": getattr(module, "__spec_version__", "no version of the specification"),
+            "specification": self.spec_version,
+            "Genesis": installed("genesis-world"),
+            "torch": installed("torch"),
+            "ffmpeg": imageio_ffmpeg.get_ffmpeg_version(),
+            "Python": ".".join(map(str, sys.version_info[:3])),
+        }
+
+    def pytest_report_header(self) -> list[str]:
+        """What is judged, and with what, without importing Genesis for it."""
+        about = self.about()
+        return [
+            "implementation: {implementation} {version}, {file}".format(**about),
+            "specification: {specification} (the implementation claims: {implements})".format(
+                **about
+            ),
+            "with: Genesis {Genesis}, torch {torch}, ffmpeg {ffmpeg}".format(**about),
+        ]
+
+    def _write_report(self, path: Path) -> None:
+        rows = []
+        for clause in self.clauses.values():
+            result, why = self.judge(clause)
+            why = self.expected.get(clause.id, why) if result == "expected" else why
+            row = {"id": clause.id, "level": clause.level, "source": clause.source}
+            rows.append(row | {"result": result, "why": why})
+        if path.suffix == ".json":
+            report = self.about() | {"totals": self.totals(), "clauses": rows}
+            path.write_text(
+                json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            return
+        lines = [f"- {name}: {value}" for name, value in self.about().items()]
+        lines += ["", self.totals(), "", "| clause | level | source | result | why |"]
+        lines.append("|---|---|---|---|---|")
+        for row in rows:
+            lines.append("| " + " | ".join(v.replace("|", "\\|") for v in row.values()) + " |")
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """The clauses that are not passed, and the totals."""
+        if not any(clause.tests for clause in self.clauses.values()):
+            return
+        terminalreporter.section(f"{self.implementation_name} by the clauses of spec/README.md")
+        for clause in self.clauses.values():
+            result, why = self.judge(clause)
+            if result != "pass" and not (self.partial and result == "not run"):
+                line = f"{clause.id:8} {clause.level:6} {clause.source:10} {result:14} {why}"
+                terminalreporter.write_line(line.rstrip(), red=result == "fail")
+        for name in self.unexpected_passes():
+            line = f"UNEXPECTED PASS: {name}, expected to fail: {self.expected[name]}"
+            terminalreporter.write_line(line, red=True, bold=True)
+        if self.no_scene:
+            line = f"THE REAL SCENE WAS NOT RUN: {self.no_scene}"
+            terminalreporter.write_line(line, red=True, bold=True)
+        terminalreporter.write_line(self.totals())
+
+
+def installed(distribution: str) -> str:
+    """The version of an installed distribution."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The suite's own options."""
+    group = parser.getgroup("conformance")
+    group.addoption(
+        "--implementation",
+        metavar="package.module:Class",
+        default=os.environ.get("VIDEO_WRAPPER_IMPLEMENTATION", DEFAULT_IMPLEMENTATION),
+        help="the class to judge (default: VIDEO_WRAPPER_IMPLEMENTATION, or the module here)",
+    )
+    group.addoption(
+        "--env-base",
+        metavar="package.module:Class",
+        default=os.environ.get("VIDEO_WRAPPER_ENV_BASE", ""),
+        help="a class that it demands of the env that it wraps (default: VIDEO_WRAPPER_ENV_BASE)",
+    )
+    group.addoption(
+        "--conformance-report", metavar="FILE", help="write all results to this .json or .md file"
+    )
+    group.addoption(
+        "--expected-failures",
+        metavar="FILE",
+        help="lines of a clause id and a reason: these may, and have to, fail",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the suite."""
+    config.addinivalue_line("markers", "clause(*ids): the clauses of spec/README.md that it tests")
+    config.stash[SUITE] = Suite(config)
+    config.pluginmanager.register(config.stash[SUITE])
