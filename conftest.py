@@ -812,6 +812,9 @@ class Suite:
     def _named(self, item: pytest.Item) -> list[Clause]:
         return [self.clauses[i] for marker in item.iter_markers("clause") for i in marker.args]
 
+    def _has_results(self) -> bool:
+        return any(c.ran or c.skips or c.failures for c in self.clauses.values())
+
     def _binds(self, clause: Clause) -> bool:
         return not clause.reference or self.implementation_name == DEFAULT_IMPLEMENTATION
 
@@ -874,7 +877,7 @@ class Suite:
         self.partial |= bool(session.shouldfail or session.shouldstop)
         if self.unexpected_passes() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if self.report_file and any(clause.tests for clause in self.clauses.values()):
+        if self.report_file and self._has_results():
             self._write_report(Path(self.report_file))
 
     def unexpected_passes(self) -> list[str]:
@@ -958,7 +961,7 @@ class Suite:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The clauses that are not passed, and the totals."""
-        if not any(clause.tests for clause in self.clauses.values()):
+        if not self._has_results():
             return
         terminalreporter.section(f"{self.implementation_name} by the clauses of spec/README.md")
         for clause in self.clauses.values():

@@ -383,7 +383,10 @@ class VideoWrapper(Wrapper):
         camera = self._find_camera()
         self.finish_recording()
         path = os.path.join(self._out_dir, self._filename or f"{step}.mp4")
-        self._recording = _Recording(self, camera, type, step, path)
+        kind = _Recording
+        if type == "background" and _DeferredRecording.suits(self, camera):
+            kind = _DeferredRecording
+        self._recording = kind(self, camera, type, step, path)
         # Registered anew, so as to run before Genesis' own exit handler destroys the scene.
         atexit.unregister(self._save_all)
         atexit.register(self._save_all)
@@ -464,8 +467,12 @@ class _Recording:
         self._thread = threading.Thread(target=self._feed, daemon=True)
 
     def capture(self) -> None:
-        """Records the present picture; the first one decides the size."""
-        picture = self._render()
+        """Records the present picture."""
+        self._encode(self._render())
+        self.frames += 1
+
+    def _encode(self, picture: np.ndarray) -> None:
+        """Appends a frame; the first one decides the size."""
         if self._process is None:
             self._shape = picture.shape
             self._start_ffmpeg()
@@ -473,7 +480,6 @@ class _Recording:
             raise _RecordingFailed(f"a frame is {picture.shape}, but the first was {self._shape}")
         if self._error is not None:
             raise _RecordingFailed(self._end())
-        self.frames += 1
         if self._thread.is_alive():
             self._queue.put(picture.tobytes())
         else:
@@ -499,6 +505,7 @@ class _Recording:
             self._stderr.close()
             with contextlib.suppress(OSError):
                 os.unlink(self._part)
+            self._process = None
 
     def close_pipe(self) -> None:
         """Closes this process's end of ffmpeg's input."""
@@ -583,6 +590,131 @@ class _Recording:
         self._stderr.seek(0)
         words = self._stderr.read().decode(errors="replace").strip()
         return words[-1000:] or f"ffmpeg ended with {code}: {self._error}"
+
+
+class _DeferredRecording(_Recording):
+    """A recording of a Genesis scene that renders only what is saved (FIN-5, 6).
+
+    A picture of rigid bodies depends on the camera's transform and on the poses of their links or,
+    once something was rendered in the same step, those of the geometry drawn then. `capture` copies
+    these. `save` puts them in place for one picture at a time and takes them out again: nothing
+    that the simulation computes with is touched.
+    """
+
+    # Bytes on the simulation's device; what would store more is rendered at once.
+    LIMIT = 256 * 2**20
+
+    def __init__(self, wrapper: VideoWrapper, camera: Camera, *arguments: Any) -> None:
+        from genesis.utils.misc import qd_to_torch
+
+        def views(states: Any) -> list[torch.Tensor]:  # (envs, bodies, 3 or 4), in Genesis' memory
+            fields = [field for state in states for field in (state.pos, state.quat)]
+            return [qd_to_torch(field, transpose=True, copy=False) for field in fields]
+
+        super().__init__(wrapper, camera, *arguments)
+        self._stored: list[tuple[bool, list[torch.Tensor], np.ndarray]] = []
+        self._scene = wrapper.scene
+        self._visualizer = self._scene.visualizer
+        self._solvers = list(self._scene.active_solvers)
+        # Collision geometry moves with the simulation, not when it is drawn.
+        collision = [
+            s for s in self._solvers if any(e.surface.vis_mode != "visual" for e in s.entities)
+        ]
+        geoms = views(s.dyn_state.geoms for s in collision)
+        self._links = views(s.dyn_state.links for s in self._solvers) + geoms
+        self._drawn = views(s.dyn_state.vgeoms for s in self._solvers) + geoms
+        self._envs = list(self._visualizer.context.rendered_envs_idx)
+        size = sum(view[self._envs].nbytes for view in self._drawn)
+        self._deferred = size * wrapper._length / wrapper._stride < self.LIMIT
+
+    @staticmethod
+    def suits(wrapper: VideoWrapper, camera: Any) -> bool:
+        """Whether the scene's pictures can be reproduced exactly; what is not known cannot be."""
+        gs: Any = sys.modules.get("genesis")
+        try:
+            scene, solvers = wrapper.scene, wrapper.scene.active_solvers
+            visualizer = scene.visualizer
+            return (
+                gs.__version__.startswith("1.4.")  # whose inner attributes are used here
+                and gs.use_zerocopy  # its tensors are its memory
+                and gs.backend != gs.metal
+                and type(camera) is gs.vis.camera.Camera
+                and any(camera is c for c in visualizer.cameras)
+                and visualizer.renderer is visualizer.rasterizer
+                and visualizer.viewer is None  # its keys change what is drawn
+                and not scene.requires_grad
+                and all(s is scene.rigid_solver or s is scene.kinematic_solver for s in solvers)
+                and not any(s.n_custom_vverts for s in solvers)  # geometry set vertex by vertex
+                and not any(hasattr(e, "propellers_idx") for e in scene.entities)  # spun when drawn
+                and not visualizer.context.camera_frustum_shown
+            )
+        except Exception:  # noqa: BLE001 a fake scene, or a Genesis with other names
+            return False
+
+    def capture(self) -> None:
+        camera, visualizer = self._camera, self._visualizer
+        if self._deferred and self._shows_drawings():
+            self._deferred = False
+            self._render_stored()
+        if not self._deferred:
+            super().capture()
+            return
+        is_drawn = visualizer._t >= self._scene.sim.cur_step_global
+        if camera._followed_entity is not None or camera._attached_link is not None:
+            visualizer.update_visual_states()  # moves the camera, as rendering would
+        poses = [view[self._envs] for view in (self._drawn if is_drawn else self._links)]
+        self._stored.append((is_drawn, poses, camera._transform.copy()))
+        self.frames += 1
+
+    def save(self) -> None:
+        try:
+            self._render_stored()
+        except BaseException:  # Ctrl-C too: rather no video than part of one
+            self.discard()
+            raise
+        super().save()
+
+    def _shows_drawings(self) -> bool:
+        """Whether there are debug drawings to be seen, which are not stored."""
+        c = self._visualizer.context
+        drawings = (c.external_nodes, any(c.dynamic_nodes.values()), c.tracked_nodes)
+        return self._camera.debug and any((*drawings, c.world_frame_shown, c.link_frame_shown))
+
+    def _render_stored(self) -> None:
+        count, told = len(self._stored), time.monotonic()
+        while self._stored:
+            if self._wrapper._logging and time.monotonic() - told > 5:
+                told = time.monotonic()
+                print(f"Rendering {self.path}: {count - len(self._stored)} of {count} frames")
+            try:
+                picture = self._render_as_of(*self._stored.pop(0))
+            except Exception as error:  # its scene is gone, say
+                raise _RecordingFailed(f"{type(error).__name__}: {error}") from error
+            self._encode(picture)
+
+    def _render_as_of(
+        self, is_drawn: bool, poses: list[torch.Tensor], transform: np.ndarray
+    ) -> np.ndarray:
+        camera, visualizer = self._camera, self._visualizer
+        present = [(view, view.clone()) for view in self._links + self._drawn]
+        t, debug, present_transform = visualizer._t, camera._debug, camera._transform.copy()
+        try:
+            for view, pose in zip(self._drawn if is_drawn else self._links, poses):
+                view[self._envs] = pose
+            for solver in () if is_drawn else self._solvers:
+                solver.update_vgeoms()
+            # All is in place: rendering is to draw it, and neither to move a camera nor a body.
+            visualizer._t = self._scene.sim.cur_step_global
+            visualizer.context.reset()
+            camera._debug = False  # hides debug drawings made since
+            camera._transform[...] = transform
+            return self._render()
+        finally:
+            for view, value in present:
+                view.copy_(value)
+            visualizer._t, camera._debug = t, debug
+            camera._transform[...] = present_transform
+            visualizer.context.reset()  # whoever renders next sees the present
 
 
 def _positive(name: str, value: float) -> float:
