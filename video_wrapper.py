@@ -623,7 +623,9 @@ class _DeferredRecording(_Recording):
         geoms = views(s.dyn_state.geoms for s in collision)
         self._links = views(s.dyn_state.links for s in self._solvers) + geoms
         self._drawn = views(s.dyn_state.vgeoms for s in self._solvers) + geoms
-        self._envs = list(self._visualizer.context.rendered_envs_idx)
+        envs = list(self._visualizer.context.rendered_envs_idx)
+        everyone = envs == list(range(len(self._links[0])))
+        self._envs = slice(None) if everyone else self._links[0].new_tensor(envs).long()
         size = sum(view[self._envs].nbytes for view in self._drawn)
         self._deferred = size * wrapper._length / wrapper._stride < self.LIMIT
 
@@ -662,7 +664,7 @@ class _DeferredRecording(_Recording):
         is_drawn = visualizer._t >= self._scene.sim.cur_step_global
         if camera._followed_entity is not None or camera._attached_link is not None:
             visualizer.update_visual_states()  # moves the camera, as rendering would
-        poses = [view[self._envs] for view in (self._drawn if is_drawn else self._links)]
+        poses = [view[self._envs].clone() for view in (self._drawn if is_drawn else self._links)]
         self._stored.append((is_drawn, poses, camera._transform.copy()))
         self.frames += 1
 
@@ -812,6 +814,8 @@ def _self_test() -> None:
     options = parser.parse_args()
     episode = max(1, options.steps // 2)
     try:
+        import imageio_ffmpeg  # noqa: F401 Genesis takes longer to say what is missing
+
         width, height = map(int, options.res.split("x"))
         warnings.filterwarnings("error", "no video", RuntimeWarning)
         env = VideoWrapper(

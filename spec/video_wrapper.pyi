@@ -1,3 +1,5 @@
+# The page's annotations are kept to the letter:
+# ruff: noqa: RUF013, UP006, UP035
 """The documented API: what the signature tests compare against (clauses API-1 to API-5).
 
 Names, order, defaults and annotations are those of the API page; where the page gives no annotation there is
