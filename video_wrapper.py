@@ -383,10 +383,9 @@ class VideoWrapper(Wrapper):
         camera = self._find_camera()
         self.finish_recording()
         path = os.path.join(self._out_dir, self._filename or f"{step}.mp4")
-        kind = _Recording
-        if type == "background" and _DeferredRecording.suits(self, camera):
-            kind = _DeferredRecording
-        self._recording = kind(self, camera, type, step, path)
+        arguments = (self, camera, type, step, path)
+        deferred = _DeferredRecording.of(*arguments) if type == "background" else None
+        self._recording = deferred or _Recording(*arguments)
         # Registered anew, so as to run before Genesis' own exit handler destroys the scene.
         atexit.unregister(self._save_all)
         atexit.register(self._save_all)
@@ -408,7 +407,9 @@ class VideoWrapper(Wrapper):
 
     def _save(self, recording: _Recording) -> None:
         path, frames, rate = recording.path, recording.frames, self._rate
-        old = os.path.exists(path) and os.path.getmtime(path) < self._created
+        old = False
+        with contextlib.suppress(OSError):
+            old = os.path.getmtime(path) < self._created
         try:
             recording.save()
         except _RecordingFailed as failure:
@@ -421,7 +422,8 @@ class VideoWrapper(Wrapper):
 
     def _drop(self, recording: _Recording, failure: _RecordingFailed) -> None:
         recording.discard()
-        warnings.warn(f"no video {recording.path}: {failure}", RuntimeWarning, stacklevel=4)
+        message = f"no video {recording.path} from step {recording.start}: {failure}"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
     def _save_all(self) -> None:
         self.finish_recording()
@@ -464,7 +466,7 @@ class _Recording:
         self._error: OSError | None = None
         # Bounded: an encoder that falls behind slows the training and does not fill the memory.
         self._queue: queue.Queue[bytes | None] = queue.Queue(maxsize=2)
-        self._thread = threading.Thread(target=self._feed, daemon=True)
+        self._thread: threading.Thread | None = None
 
     def capture(self) -> None:
         """Records the present picture."""
@@ -480,7 +482,7 @@ class _Recording:
             raise _RecordingFailed(f"a frame is {picture.shape}, but the first was {self._shape}")
         if self._error is not None:
             raise _RecordingFailed(self._end())
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._queue.put(picture.tobytes())
         else:
             self._write(picture.tobytes())
@@ -564,8 +566,10 @@ class _Recording:
             )
         except OSError as error:
             raise _RecordingFailed(str(error)) from error
-        with contextlib.suppress(RuntimeError):  # no thread starts while Python exits
-            self._thread.start()
+        thread = threading.Thread(target=self._feed, daemon=True)
+        with contextlib.suppress(RuntimeError):  # none can be started while Python exits
+            thread.start()
+            self._thread = thread
 
     def _feed(self) -> None:
         while (frame := self._queue.get()) is not None:
@@ -582,7 +586,7 @@ class _Recording:
 
     def _end(self) -> str:
         """Ends ffmpeg. Returns what it complained of."""
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
         self.close_pipe()
@@ -628,15 +632,17 @@ class _DeferredRecording(_Recording):
         self._envs = slice(None) if everyone else self._links[0].new_tensor(envs).long()
         size = sum(view[self._envs].nbytes for view in self._drawn)
         self._deferred = size * wrapper._length / wrapper._stride < self.LIMIT
+        # What else `capture` and `save` use, so that it is missed here and not in mid-training.
+        camera._transform, camera._debug, camera._followed_entity, camera._attached_link  # noqa: B018
 
-    @staticmethod
-    def suits(wrapper: VideoWrapper, camera: Any) -> bool:
-        """Whether the scene's pictures can be reproduced exactly; what is not known cannot be."""
+    @classmethod
+    def of(cls, wrapper: VideoWrapper, camera: Any, *arguments: Any) -> _DeferredRecording | None:
+        """A recording of a scene whose pictures can be reproduced exactly; of others None."""
         gs: Any = sys.modules.get("genesis")
         try:
             scene, solvers = wrapper.scene, wrapper.scene.active_solvers
             visualizer = scene.visualizer
-            return (
+            reproducible = (
                 gs.__version__.startswith("1.4.")  # whose inner attributes are used here
                 and gs.use_zerocopy  # its tensors are its memory
                 and gs.backend != gs.metal
@@ -650,8 +656,9 @@ class _DeferredRecording(_Recording):
                 and not any(hasattr(e, "propellers_idx") for e in scene.entities)  # spun when drawn
                 and not visualizer.context.camera_frustum_shown
             )
+            return cls(wrapper, camera, *arguments) if reproducible else None
         except Exception:  # noqa: BLE001 a fake scene, or a Genesis with other names
-            return False
+            return None
 
     def capture(self) -> None:
         camera, visualizer = self._camera, self._visualizer
