@@ -1465,10 +1465,11 @@ class TestClose:
             world.run(wrapper, 2)
             child = os.fork()
             if child == 0:
-                time.sleep(60)  # a data loader's worker, which lives on
+                time.sleep(30)  # a data loader's worker, which lives on
                 os._exit(0)
             world.run(wrapper, 3)
             assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it lives still
             os.kill(child, signal.SIGKILL)
         """)
         assert result.returncode == 0, result.stderr
@@ -1540,6 +1541,20 @@ class TestFaults:
         assert len(caught) == 1
         assert fake.files() == ["8.mp4"]
         assert fake.videos() == {"8.mp4": [8, 9, 10, 11, 12]}
+
+    @needs_proc
+    @pytest.mark.clause("FAIL-1")
+    def test_an_encoder_that_dies_after_the_last_frame_leaves_no_broken_video(
+        self, fake: Any
+    ) -> None:
+        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        fake.run(wrapper, 2)
+        for pid in encoders():
+            os.kill(pid, signal.SIGKILL)
+        with pytest.warns(RuntimeWarning, match=r"0\.mp4") as caught:
+            wrapper.finish_recording()
+        assert len(caught) == 1
+        assert fake.files() == []
 
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     def test_a_folder_that_went_away_gives_one_warning(self, fake: Any) -> None:
@@ -1645,6 +1660,15 @@ class TestFaults:
         wrapper.unwrapped.camera.make_frame = lambda frame: frame
         fake.run(wrapper, 10)
         assert fake.videos() == {"8.mp4": [8, 9, 10, 11, 12]}
+
+    @pytest.mark.clause("FAIL-4")
+    def test_a_stack_without_the_watched_env_gives_one_warning(self, fake: Any) -> None:
+        wrapper = fake.wrap(separate=True, watched=2, env_idx=2, record_final_episode=False)
+        wrapper.unwrapped.camera.make_frame = lambda frames: frames[:2]
+        with pytest.warns(RuntimeWarning, match=r"0\.mp4.*env_idx=2") as caught:
+            fake.run(wrapper, 5)
+        assert len(caught) == 1
+        assert fake.files() == []
 
     @pytest.mark.clause("FAIL-4")
     def test_frames_of_another_size_give_one_warning_that_names_it(self, fake: Any) -> None:

@@ -527,9 +527,10 @@ class _Recording:
         if len(shape) == 4:
             envs = list(range(self._wrapper.num_envs))
             if len(envs) != shape[0]:  # only some of them are rendered
-                envs = list(self._wrapper.scene.visualizer.context.rendered_envs_idx)
-            if env_idx not in envs:
-                raise _RecordingFailed(f"the camera shows the envs {envs}, not env_idx={env_idx}")
+                with contextlib.suppress(AttributeError):
+                    envs = list(self._wrapper.scene.visualizer.context.rendered_envs_idx)
+            if env_idx not in envs[: shape[0]]:
+                raise _RecordingFailed(f"env_idx={env_idx} is not among the {shape[0]} envs shown")
             picture = picture[envs.index(env_idx)]
         return (picture.cpu().numpy() if hasattr(picture, "cpu") else picture)[..., :3]
 
