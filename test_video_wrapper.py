@@ -1394,6 +1394,7 @@ class TestClose:
             except RuntimeWarning:
                 pass
         assert wrapper.unwrapped.calls[-1] == "close"
+        wrapper.close()  # the failed recording is not taken up again
 
     @pytest.mark.clause("CLOSE-2")
     def test_what_the_env_raises_on_close_is_passed_on_after_saving(self, fake: Any) -> None:
