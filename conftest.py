@@ -6,6 +6,7 @@ env; the real scene; `World`, which has the one or the other; fixtures; the clau
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -519,12 +520,15 @@ def env_class(cls: type, base: type | None) -> type:
     return type(cls.__name__, (cls, base), {})
 
 
+@functools.cache
 def start_genesis() -> Any:
     """Imports and initialises Genesis, unless that is done."""
     import genesis as gs
 
     if not gs._initialized:
         gs.init(backend=gs.cpu, logging_level="error")
+    # Its exit handler waits for ever for threads that a forked child does not have.
+    os.register_at_fork(after_in_child=functools.partial(atexit.unregister, gs.destroy))
     return gs
 
 
