@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -712,11 +713,11 @@ def python() -> Callable[..., Any]:
 def script(suite: Suite, tmp_path: Path) -> Callable[..., Any]:
     """Runs code in a process that has a fake `world`; the result's `world` reads the videos."""
 
-    def run(code: str, **options: Any) -> Any:
+    def run(code: str, timeout: float = 120, **options: Any) -> Any:
         folder = tmp_path / "videos"
         names = (suite.implementation_name, suite.env_base_name)
         code = SCRIPT + textwrap.dedent(code)
-        result = run_python(code, str(folder), *names, timeout=60, **options)
+        result = run_python(code, str(folder), *names, timeout=timeout, **options)
         result.world = World("fake", folder, suite.implementation, FakeEnv)
         return result
 
@@ -779,6 +780,7 @@ CLAUSE = re.compile(
 )
 SUITE = pytest.StashKey["Suite"]()
 SHOULD = "SHOULD"
+BENCHMARK = "--benchmark-"  # is in pytest-benchmark's words for what it skips
 
 
 class Suite:
@@ -903,11 +905,16 @@ class Suite:
             return "pass", ""
         return "not run", clause.skips[0] if clause.skips else ""
 
+    def _left_out(self, clause: Clause) -> bool:
+        """Whether the run was of benchmarks only, or without them, and the clause is of the others."""
+        return not clause.ran and bool(clause.skips) and all(BENCHMARK in s for s in clause.skips)
+
     def totals(self) -> str:
         """The summary line."""
         parts = []
         for source in ("documented", "resolved"):
             bound = [c for c in self.clauses.values() if c.source == source and self._binds(c)]
+            bound = [c for c in bound if not self._left_out(c)]
             passed = sum(self.judge(clause)[0] == "pass" for clause in bound)
             parts.append(f"{source}: {passed}/{len(bound)}")
         return " clauses, ".join(parts)
@@ -960,7 +967,8 @@ class Suite:
         terminalreporter.section(f"{self.implementation_name} by the clauses of spec/README.md")
         for clause in self.clauses.values():
             result, why = self.judge(clause)
-            if result != "pass" and not (self.partial and result == "not run"):
+            unasked = result == "not run" and (self.partial or self._left_out(clause))
+            if result != "pass" and not unasked:
                 line = f"{clause.id:8} {clause.level:6} {clause.source:10} {result:14} {why}"
                 terminalreporter.write_line(line.rstrip(), red=result == "fail")
         for name in self.unexpected_passes():
@@ -1008,3 +1016,57 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/README.md that it tests")
     config.stash[SUITE] = Suite(config)
     config.pluginmanager.register(config.stash[SUITE])
+    config.pluginmanager.register(Costs(config))
+
+
+class Costs:
+    """Leaves the benchmarks to --benchmark-only, and prints what they measured."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        config.option.benchmark_skip = True  # which --benchmark-only overrules
+        config.option.benchmark_quiet = True  # its table has times, not ratios
+        self.rows: dict[str, list[str]] = {}
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """A table for each group."""
+        for group, rows in self.rows.items():
+            terminalreporter.section(group)
+            for row in rows:
+                terminalreporter.write_line(row)
+
+
+class Turns:
+    """Times what takes turns, so that all see the same machine: the seconds of each, by round."""
+
+    def __init__(self, benchmark: Any, rows: list[str]) -> None:
+        self._benchmark = benchmark
+        self._rows = rows
+
+    def run(self, rounds: int, **candidates: Callable[[], Any]) -> dict[str, np.ndarray]:
+        """The last candidate is the benchmark's own; the others are run before it in each round."""
+        *others, (last, target) = candidates.items()
+        times: dict[str, list[float]] = {name: [] for name in candidates}
+
+        def take_turns() -> None:
+            for name, other in others:
+                start = time.perf_counter()
+                other()
+                times[name].append(time.perf_counter() - start)
+
+        self._benchmark.pedantic(target, setup=take_turns, rounds=rounds, warmup_rounds=1)
+        times = {name: values[1:] for name, values in times.items()}
+        times[last] = self._benchmark.stats.stats.data
+        return {name: np.array(values) for name, values in times.items()}
+
+    def report(self, name: str, goal: str = "", **figures: str) -> None:
+        """Adds a row to the group's table."""
+        self._benchmark.extra_info.update(figures)
+        words = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in figures.items())
+        self._rows.append(f"{name:44} {words}{goal and f' (goal: {goal})'}")
+
+
+@pytest.fixture
+def turns(benchmark: Any, request: pytest.FixtureRequest) -> Turns:
+    """`Turns`, for the group that the benchmark's marker names."""
+    (costs,) = [p for p in request.config.pluginmanager.get_plugins() if isinstance(p, Costs)]
+    return Turns(benchmark, costs.rows.setdefault(benchmark.group, []))

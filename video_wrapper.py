@@ -8,8 +8,9 @@ in your scene, and the package imageio-ffmpeg, which brings the encoder::
     ...  # train
     env.close()
 
-It works with Genesis 1.4 and with any env and camera that have the methods of the two protocols
-below. Ids in parentheses, such as (TIME-4), are clauses of the specification that it implements.
+It works with Genesis 0.3.14 to 1.4.5 and with any env and camera that have the methods of the two
+protocols below; only with Genesis 1.4 is a final episode not rendered before it is saved. Ids in
+parentheses, such as (TIME-4), are clauses of the specification that it implements.
 ``python video_wrapper.py`` tries it on this machine.
 
 SPDX-FileCopyrightText: 2026 The VideoWrapper authors
@@ -20,9 +21,11 @@ SPDX-License-Identifier: MIT
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import atexit
 import contextlib
+import glob
 import math
 import operator
 import os
@@ -37,7 +40,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Tuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, Tuple
+
+try:
+    import fcntl
+except ImportError:  # Windows, where leftovers stay (FILE-14)
+    fcntl = None
 
 if TYPE_CHECKING:
     import genesis
@@ -244,6 +252,7 @@ class VideoWrapper(Wrapper):
         if episode_trigger is None and step_trigger is None:
             self._episode_trigger = capped_cubic_episode_trigger
         self._record_final_episode = record_final_episode
+        self._counts_episodes = self._episode_trigger is not None or record_final_episode
         self._filename = filename
         self._logging = logging
         self._length = max(1, math.ceil(_without_noise(length)))
@@ -252,6 +261,7 @@ class VideoWrapper(Wrapper):
         self._rate = Fraction(1 / (self._stride * dt)).limit_denominator(100_000)
         self._ffmpeg = get_ffmpeg_exe()
         self._out_dir = _writable_folder(out_dir)
+        _clear_leftovers(self._out_dir)
         self._created = time.time()
 
         self._step = 0  # the number of the next step
@@ -293,18 +303,21 @@ class VideoWrapper(Wrapper):
             `terminated` and `truncated` are indexed by `env_idx`; either may be None (EPI-2, 3).
         """
         result = self.env.step(actions)
-        step, episode = self._step, self._episode
-        is_first = step == self._episode_start
+        step = self._step
         # Counted before a trigger or the camera can raise, so that an error miscounts nothing.
         self._step = step + 1
-        if (self._episode_trigger is not None or self._record_final_episode) and (
-            self._is_done(result[2]) or self._is_done(result[3])
-        ):
-            self._end_episode()
-        if self._recording is None or self._recording.type != "active":
-            if self._is_triggered(step, episode):
+        if self._counts_episodes:
+            episode, is_first = self._episode, step == self._episode_start
+            if self._is_done(result[2], result[3]):
+                self._end_episode()
+        recording, trigger = self._recording, self._step_trigger
+        if recording is not None and (recording.ended or step >= recording.start + self._length):
+            self.finish_recording()  # Ctrl-C came before it or broke into it
+            recording = None
+        if recording is None or recording.type != "active":
+            if trigger(step) if trigger is not None else self._is_due(episode):
                 self._start("active", step)
-            elif is_first and self._record_final_episode:
+            elif self._record_final_episode and is_first:
                 self._start("background", step)
         if self._recording is not None:
             self._record(step)
@@ -341,8 +354,10 @@ class VideoWrapper(Wrapper):
     def finish_recording(self) -> None:
         """Stops what is running: saves it if active, keeps it for `close` if not (REC-2, 4, 5)."""
         recording = self._recording
-        if recording is not None and recording.frames:
-            if recording.type == "active":
+        if recording is not None:
+            if not recording.frames:
+                recording.discard()
+            elif recording.type == "active":
                 self._save(recording)
             else:
                 self._last_background = recording
@@ -364,16 +379,24 @@ class VideoWrapper(Wrapper):
             raise AttributeError(f"camera_attr must name the camera, but {name} is missing or None")
         return camera
 
-    def _is_done(self, flags: Any) -> bool:
-        return flags is not None and bool(flags[self._env_idx])
+    def _is_done(self, terminated: Any, truncated: Any) -> bool:
+        """Whether the watched env's episode ends: nearly all that an idle step costs (COST-1, 4)."""
+        i = self._env_idx
+        try:
+            if terminated.is_cpu and truncated.is_cpu:
+                # An array over a tensor's memory, since indexing a tensor makes another tensor.
+                return bool(terminated.numpy()[i] or truncated.numpy()[i])
+            return bool(
+                terminated[i].logical_or(truncated[i])
+            )  # waits for a device once, not twice
+        except (AttributeError, TypeError, RuntimeError):  # no tensors, or none with an array
+            return any(flags is not None and bool(flags[i]) for flags in (terminated, truncated))
 
     def _end_episode(self) -> None:
         self._episode += 1
         self._episode_start = self._step
 
-    def _is_triggered(self, step: int, episode: int) -> bool:
-        if self._step_trigger is not None:
-            return bool(self._step_trigger(step))
+    def _is_due(self, episode: int) -> bool:
         if self._asked_episode == episode:
             return False
         self._asked_episode = episode
@@ -418,7 +441,7 @@ class VideoWrapper(Wrapper):
             if self._logging:
                 seconds = f"{float(frames / rate):.4g} s at {float(rate):.4g} fps"
                 note = ", replacing a file of an earlier run" if old else ""
-                print(f"Saved {path}: {frames} frames, {seconds}{note}")
+                _say(f"Saved {path}: {frames} frames, {seconds}{note}")
 
     def _drop(self, recording: _Recording, failure: _RecordingFailed) -> None:
         recording.discard()
@@ -434,7 +457,7 @@ class VideoWrapper(Wrapper):
     def _abandon(self) -> None:
         """In a forked child: leaves the recordings to the parent (CLOSE-5)."""
         for recording in filter(None, (self._recording, self._last_background)):
-            recording.close_pipe()
+            recording.abandon()
         self._recording = self._last_background = None
 
 
@@ -445,9 +468,11 @@ class _RecordingFailed(Exception):
 class _Recording:
     """A recording whose frames are rendered and handed to an ffmpeg process at once.
 
-    ffmpeg writes under a temporary name until the video is complete (FILE-3). A thread feeds its
-    pipe: the training waits for a copy of the frame only, and Ctrl-C, which reaches the main thread
-    alone, cannot break into a frame half written (CLOSE-6).
+    A thread starts ffmpeg, feeds it, waits for it and gives the video its name, for which ffmpeg
+    writes under another until then (FILE-3). So the training waits for a copy of the frame only,
+    and Ctrl-C, which reaches the main thread alone, breaks into none of that (CLOSE-6, FAIL-5).
+    The two share plain attributes and a queue in C: all other means of `threading` are left locked,
+    or take a running thread for a dead one, if Ctrl-C breaks into them.
     """
 
     def __init__(
@@ -457,16 +482,20 @@ class _Recording:
         self.start = start
         self.path = path
         self.frames = 0
+        self.ended = False
         self._wrapper = wrapper
         self._camera = camera
         folder, name = os.path.split(path)
         self._part = os.path.join(folder, f".{uuid.uuid4().hex[:8]}-{name[-50:]}.part")
         self._shape: tuple[int, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
-        self._error: OSError | None = None
-        # Bounded: an encoder that falls behind slows the training and does not fill the memory.
-        self._queue: queue.Queue[bytes | None] = queue.Queue(maxsize=2)
-        self._thread: threading.Thread | None = None
+        self._files = contextlib.ExitStack()
+        self._claim = threading.Lock()
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._has_thread = True
+        self._is_started = self._is_dropped = self._is_done = False
+        self._error: Exception | None = None
+        self._failure = ""
 
     def capture(self) -> None:
         """Records the present picture."""
@@ -475,44 +504,55 @@ class _Recording:
 
     def _encode(self, picture: np.ndarray) -> None:
         """Appends a frame; the first one decides the size."""
-        if self._process is None:
+        if not self._is_started:
             self._shape = picture.shape
-            self._start_ffmpeg()
+            try:
+                _thread.start_new_thread(self._feed, ())
+            except RuntimeError:  # none can be started while Python exits
+                self._has_thread = False
+                self._start_ffmpeg()
+            # Else a fork could come between that and what it leaves behind (CLOSE-5).
+            self._wait_until(lambda: self._is_started)
         elif picture.shape != self._shape:
             raise _RecordingFailed(f"a frame is {picture.shape}, but the first was {self._shape}")
-        if self._error is not None:
-            raise _RecordingFailed(self._end())
-        if self._thread is not None:
+        if self._has_thread:
+            # An encoder that falls behind slows the training and does not fill the memory.
+            self._wait_until(lambda: self._queue.qsize() < 2 or self._is_done)
             self._queue.put(picture.tobytes())
-        else:
+        elif self._error is None:
             self._write(picture.tobytes())
+        if self._is_done:
+            raise _RecordingFailed(self._failure)
 
     def save(self) -> None:
         """Completes the video and gives it its name; can be repeated if Ctrl-C breaks into it."""
-        words = self._end()
-        if self._error is not None or self._process.returncode:
-            raise _RecordingFailed(words)
-        try:
-            os.replace(self._part, self.path)
-        except OSError as error:
-            raise _RecordingFailed(str(error)) from error
-        self._stderr.close()
+        self._end()
+        if self._failure:
+            raise _RecordingFailed(self._failure)
 
     def discard(self) -> None:
         """Leaves nothing behind, not even a frame."""
-        self.frames = 0
-        if self._process is not None:
-            self._process.kill()
-            self._end()
-            self._stderr.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self._part)
-            self._process = None
+        self.frames, self._is_dropped = 0, True
+        self._end()
 
-    def close_pipe(self) -> None:
-        """Closes this process's end of ffmpeg's input."""
+    def abandon(self) -> None:
+        """Closes this process's copies of what belongs to the recording of another."""
         if self._process is not None:
             self._process.stdin.close()
+        self._files.close()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._queue.put(None)  # also for a thread that has yet to begin
+        if self._claim.locked():
+            self._wait_until(lambda: self._is_done)
+        elif self._is_started and not self._is_done:
+            self._end_ffmpeg()
+
+    @staticmethod
+    def _wait_until(condition: Callable[[], bool]) -> None:
+        while not condition():
+            time.sleep(0.0005)
 
     def _render(self) -> np.ndarray:
         """The watched env's picture now: uint8, of shape (height, width, 3)."""
@@ -545,56 +585,85 @@ class _Recording:
             # yuv420p needs even sizes. The colours are named, or players guess them from the size.
             "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709,"
             + "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709",
-            # One thread: the other cores are the training's.
-            "-c:v", "libx264", "-preset", "veryfast", "-threads", "1", "-pix_fmt", "yuv420p",
+            # Once more, for what encodes with ffmpeg 4, which does not hear of it from the filter.
+            "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
+            # Slower presets take more of the training's cores for no better picture, faster ones
+            # make larger files; zerolatency keeps no frames back for the end. -threads counts for
+            # the filters, too. (python -m pytest --benchmark-only)
+            "-c:v", "libx264", "-preset", "veryfast", "-tune", "zerolatency", "-threads", "1",
+            "-pix_fmt", "yuv420p",
+            # What of an .mkv is written can be played if ffmpeg is killed (CLOSE-9).
+            "-cluster_time_limit", "500", "-flush_packets", "1",
             "-movflags", "+faststart", "-f", _MUXERS[os.path.splitext(self.path)[1].lower()],
             self._part,
         ]
         # fmt: on
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            lock = self._files.enter_context(_create_locked(self._part)) if fcntl else None
             # Not a pipe: nobody would read it while ffmpeg runs, and a full one would stop ffmpeg.
-            self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+            self._stderr = self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             self._process = subprocess.Popen(
                 command,
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
+                # An ffmpeg that outlives this process is still at work on the file (FILE-14).
+                pass_fds=[lock.fileno()] if lock else (),
+                # So that ffmpeg sees a file-size limit as an error, and says so (FAIL-1).
+                restore_signals=False,
                 # In a group of its own, which Ctrl-C in the terminal does not reach (CLOSE-6).
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
-        except OSError as error:
-            raise _RecordingFailed(str(error)) from error
-        thread = threading.Thread(target=self._feed, daemon=True)
-        with contextlib.suppress(RuntimeError):  # none can be started while Python exits
-            thread.start()
-            self._thread = thread
+        except Exception as error:  # noqa: BLE001 the training waits for this thread
+            self._error = error
+        self._is_started = True
 
     def _feed(self) -> None:
-        while (frame := self._queue.get()) is not None:
-            if self._error is None:  # else only empty the queue, so that nobody waits on it
+        if not self._claim.acquire(blocking=False):
+            return  # Ctrl-C broke into the start of the first thread
+        try:
+            self._start_ffmpeg()
+            while self._error is None and (frame := self._queue.get()) is not None:
                 self._write(frame)
+            self._end_ffmpeg()
+        except Exception as error:  # noqa: BLE001 the training waits for this thread
+            self._failure = f"{type(error).__name__}: {error}"
+        finally:
+            self._is_done = True
 
     def _write(self, frame: bytes) -> None:
         view = memoryview(frame)
         try:
-            while view:
+            while view and not self._is_dropped:
                 view = view[self._process.stdin.write(view) :]
         except OSError as error:
             self._error = error
 
-    def _end(self) -> str:
-        """Ends ffmpeg. Returns what it complained of."""
-        if self._thread is not None and self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-        self.close_pipe()
-        code = self._process.wait()
-        self._stderr.seek(0)
-        words = self._stderr.read().decode(errors="replace").strip()
-        return words[-1000:] or f"ffmpeg ended with {code}: {self._error}"
+    def _end_ffmpeg(self) -> None:
+        if self._process is not None:
+            if self._is_dropped:
+                self._process.kill()
+            self._process.stdin.close()
+            code = self._process.wait()
+            self._stderr.seek(0)
+            words = self._stderr.read().decode(errors="replace").strip()[-1000:]
+            if code or self._error is not None:
+                self._failure = words or f"ffmpeg ended with {code}: {self._error}"
+        elif self._error is not None:
+            self._failure = str(self._error)
+        try:
+            if not self._failure and not self._is_dropped:
+                os.replace(self._part, self.path)
+        except OSError as error:
+            self._failure = str(error)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(self._part)
+            self._files.close()
+            self._is_done = True
 
 
 class _DeferredRecording(_Recording):
@@ -695,7 +764,7 @@ class _DeferredRecording(_Recording):
         while self._stored:
             if self._wrapper._logging and time.monotonic() - told > 5:
                 told = time.monotonic()
-                print(f"Rendering {self.path}: {count - len(self._stored)} of {count} frames")
+                _say(f"Rendering {self.path}: {count - len(self._stored)} of {count} frames")
             try:
                 picture = self._render_as_of(*self._stored.pop(0))
             except Exception as error:  # its scene is gone, say
@@ -727,6 +796,12 @@ class _DeferredRecording(_Recording):
             visualizer.context.reset()  # whoever renders next sees the present
 
 
+def _say(line: str) -> None:
+    # A standard output that is closed, or cannot show the name, ends no training.
+    with contextlib.suppress(OSError, ValueError):
+        print(line)
+
+
 def _positive(name: str, value: float) -> float:
     try:
         if math.isfinite(value) and value > 0:
@@ -743,11 +818,15 @@ def _without_noise(quotient: float) -> float:
 
 
 def _is_video_name(name: Any) -> bool:
+    try:
+        size = len(name.encode())
+    except (AttributeError, UnicodeEncodeError):
+        return False
     return (
-        isinstance(name, str)
-        and name == os.path.basename(name)
+        name == os.path.basename(name)
         and os.path.splitext(name)[1].lower() in _MUXERS
-        and len(os.fsencode(name)) <= 255
+        and min(name) >= " "  # no control character
+        and size <= 255
     )
 
 
@@ -770,6 +849,26 @@ def _writable_folder(out_dir: str) -> str:
     except OSError as error:
         message = f"out_dir must be a folder to write to, but: {error.strerror}"
         raise OSError(error.errno, message, out_dir) from error
+
+
+def _create_locked(path: str) -> BinaryIO:
+    """Creates a file with a lock that tells `_clear_leftovers`, of any process, to let it be."""
+    while True:
+        file = open(path, "ab")  # noqa: SIM115
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(path):  # else it was cleared before it was locked
+            return file
+        file.close()
+
+
+def _clear_leftovers(folder: str) -> None:
+    """Removes what recordings of dead processes left (FILE-14)."""
+    names = f".{'[0-9a-f]' * 8}-*.part"
+    for path in glob.glob(os.path.join(glob.escape(folder), names)) if fcntl else ():
+        with contextlib.suppress(OSError), open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
 
 
 class _SelfTestEnv:
