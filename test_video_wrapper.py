@@ -1133,6 +1133,22 @@ class TestKeptForLater:
         wrapper.close()
         assert len(renders) == 6
 
+    @pytest.mark.clause("FIN-8")
+    def test_what_would_take_too_much_memory_is_rendered_at_once(
+        self, genesis: Any, implementation: type, tmp_path: Path
+    ) -> None:
+        stage = Stage()
+        renders = count_renders(stage)
+        wrapper = implementation(
+            stage, out_dir=str(tmp_path / "videos"), video_length_sec=1e5, fps=25,
+            step_trigger=never, logging=False,
+        )  # fmt: skip
+        for _ in range(4):
+            wrapper.step(None)
+        assert len(renders) == 2
+        wrapper.close()
+        assert len(renders) == 2
+
     @pytest.mark.clause("FIN-7")
     def test_close_says_how_far_it_is(
         self, genesis: Any, implementation: type, tmp_path: Path, capsys: pytest.CaptureFixture,
