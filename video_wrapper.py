@@ -268,6 +268,7 @@ class VideoWrapper(Wrapper):
         self._episode = 0
         self._episode_start = 0
         self._asked_episode = -1
+        self._last_flags: tuple[Any, Any, Any, Any] = (None, None, None, None)
         self._recording: _Recording | None = None
         self._last_background: _Recording | None = None  # finished, for close() to save
         if hasattr(os, "register_at_fork"):
@@ -382,13 +383,19 @@ class VideoWrapper(Wrapper):
     def _is_done(self, terminated: Any, truncated: Any) -> bool:
         """Whether the watched env's episode ends: nearly all that an idle step costs (COST-1, 4)."""
         i = self._env_idx
+        last_terminated, last_truncated, memory, elements = self._last_flags
         try:
-            if terminated.is_cpu and truncated.is_cpu:
-                # An array over a tensor's memory, since indexing a tensor makes another tensor.
-                return bool(terminated.numpy()[i] or truncated.numpy()[i])
-            return bool(
-                terminated[i].logical_or(truncated[i])
-            )  # waits for a device once, not twice
+            same = terminated is last_terminated and truncated is last_truncated
+            if not same or (terminated.data_ptr(), truncated.data_ptr()) != memory:
+                if not (terminated.is_cpu and truncated.is_cpu):
+                    # Waits for a device once, not twice.
+                    return bool(terminated[i].logical_or(truncated[i]))
+                # Arrays over the tensors' memory, since indexing a tensor makes another tensor.
+                # Many envs return the same tensors each time: then these are made once.
+                memory = terminated.data_ptr(), truncated.data_ptr()
+                elements = terminated.numpy()[i, ...], truncated.numpy()[i, ...]
+                self._last_flags = terminated, truncated, memory, elements
+            return bool(elements[0].item() or elements[1].item())
         except (AttributeError, TypeError, RuntimeError):  # no tensors, or none with an array
             return any(flags is not None and bool(flags[i]) for flags in (terminated, truncated))
 
