@@ -39,7 +39,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SCRIPT, FakeEnv, World, box, env_class, read_step, read_video, start_genesis
+from conftest import FakeEnv, World, box, env_class, read_step, read_video, start_genesis, torchrun
 
 VECTORS = json.loads((Path(__file__).parent / "spec" / "vectors.json").read_text())
 STUB = ast.parse((Path(__file__).parent / "spec" / "video_wrapper.pyi").read_text())
@@ -153,7 +153,7 @@ class TestApi:
         copy = importlib.import_module("their_project.tools.recording")
         assert copy.__name__ == "their_project.tools.recording"
         wrapper = fake.wrap(implementation=copy.VideoWrapper)
-        fake.run(wrapper, 5)
+        fake.run(wrapper, 8)
         wrapper.close()
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
@@ -181,7 +181,7 @@ class TestApi:
         wrapper = fake.wrap()
         assert isinstance(wrapper, ForgeWrapper)
         assert isinstance(wrapper, implementation)
-        fake.run(wrapper, 5)
+        fake.run(wrapper, 8)
         wrapper.close()
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
@@ -193,7 +193,8 @@ NOT_POSITIVE = [0, -1, math.nan, math.inf, "60", None]
 class TestArguments:
     @pytest.mark.clause("ARG-1")
     def test_both_triggers_are_refused(self, world: Any) -> None:
-        with pytest.raises(ValueError, match=r"(?s)(?=.*episode_trigger)(?=.*step_trigger)"):
+        # Of whatever kind: which one is ARG-9's.
+        with pytest.raises(Exception):  # noqa: B017
             world.wrap(episode_trigger=lambda e: True, step_trigger=lambda n: True)
 
     @pytest.mark.clause("ARG-2")
@@ -202,7 +203,7 @@ class TestArguments:
     def test_a_trigger_that_is_not_callable_is_refused(
         self, fake: Any, name: str, value: Any
     ) -> None:
-        with pytest.raises(TypeError, match=f"{name}.*{re.escape(repr(value))}"):
+        with pytest.raises(TypeError):
             fake.wrap(**{name: value})
 
     @pytest.mark.clause("ARG-3")
@@ -211,7 +212,7 @@ class TestArguments:
     def test_a_number_that_makes_no_video_is_refused(
         self, fake: Any, name: str, value: Any
     ) -> None:
-        with pytest.raises(ValueError, match=f"{name}.*{re.escape(repr(value))}"):
+        with pytest.raises(ValueError):
             fake.wrap(**{name: value})
 
     @pytest.mark.clause("ARG-3")
@@ -219,26 +220,26 @@ class TestArguments:
     def test_an_env_without_a_time_step_is_refused(self, fake: Any, value: Any) -> None:
         env = fake.env()
         env.dt = value
-        with pytest.raises(ValueError, match=f"dt.*{re.escape(repr(value))}"):
+        with pytest.raises(ValueError):
             fake.wrap(env, fps=10)
 
     @pytest.mark.clause("ARG-4")
     @pytest.mark.parametrize("value", [-1, 3, 1.0, "0", None])
     def test_an_env_idx_out_of_range_is_refused(self, fake: Any, value: Any) -> None:
-        with pytest.raises(ValueError, match=f"env_idx.*{re.escape(repr(value))}"):
+        with pytest.raises(ValueError):
             fake.wrap(num_envs=3, env_idx=value)
 
     @pytest.mark.clause("ARG-4")
     @pytest.mark.parametrize("value", [0, 2, np.int64(2), torch.tensor(2)])
     def test_an_env_idx_in_range_is_taken(self, fake: Any, value: Any) -> None:
         wrapper = fake.wrap(num_envs=3, watched=int(value), env_idx=value)
-        fake.run(wrapper, 5)
+        fake.run(wrapper, 8)
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("ARG-5")
     @pytest.mark.parametrize("name", VECTORS["refused_names"]["filenames"] + NOT_NAMES)
     def test_a_filename_that_is_no_video_name_is_refused(self, fake: Any, name: Any) -> None:
-        with pytest.raises(ValueError, match=f"filename.*{re.escape(repr(name))}"):
+        with pytest.raises(ValueError):
             fake.wrap(filename=name)
 
     @pytest.mark.clause("ARG-5")
@@ -247,14 +248,14 @@ class TestArguments:
     )
     def test_the_longest_filename_is_taken(self, fake: Any, name: str) -> None:
         wrapper = fake.wrap(filename=name)
-        fake.run(wrapper, 5)
+        fake.run(wrapper, 8)
         assert fake.videos() == {name: [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("ARG-6")
     def test_an_env_that_cannot_be_wrapped_is_refused(self, fake: Any) -> None:
         env = fake.env()
         env.can_be_wrapped = False
-        with pytest.raises(ValueError, match="can_be_wrapped"):
+        with pytest.raises(ValueError):
             fake.wrap(env)
 
     @pytest.mark.clause("ARG-7")
@@ -267,10 +268,10 @@ class TestArguments:
     def test_an_out_dir_that_cannot_be_a_folder_is_refused(self, fake: Any, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         fake.out_dir = tmp_path / "file"
-        with pytest.raises(OSError, match="out_dir.*file"):
+        with pytest.raises(OSError):
             fake.wrap()
         fake.out_dir = tmp_path / "file" / "videos"
-        with pytest.raises(OSError, match="out_dir.*file"):
+        with pytest.raises(OSError):
             fake.wrap()
 
     @pytest.mark.clause("ARG-8")
@@ -278,8 +279,36 @@ class TestArguments:
         fake.out_dir = Path("/proc/self")  # the one folder that not even root can write to
         if not fake.out_dir.is_dir():
             pytest.skip("needs Linux: elsewhere no folder is closed to every user")
-        with pytest.raises(OSError, match="out_dir.*/proc/self"):
+        with pytest.raises(OSError):
             fake.wrap()
+
+    @pytest.mark.clause("ARG-9")
+    def test_that_both_triggers_are_refused_with_a_value_error(self, fake: Any) -> None:
+        with pytest.raises(ValueError, match=r"(?s)(?=.*episode_trigger)(?=.*step_trigger)"):
+            fake.wrap(episode_trigger=never, step_trigger=never)
+
+    @pytest.mark.clause("ARG-9")
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *[(n, v) for n in ("episode_trigger", "step_trigger") for v in (5, "1500")],
+            *[(n, v) for n in ("fps", "video_length_sec", "dt") for v in NOT_POSITIVE],
+            *[("env_idx", v) for v in (-1, 3, 1.0, "0")],
+            *[("filename", v) for v in (*VECTORS["refused_names"]["filenames"], *NOT_NAMES)],
+            ("can_be_wrapped", False),
+            ("out_dir", "/dev/null/videos"),
+        ],
+    )
+    def test_an_error_names_the_argument_and_the_value(
+        self, fake: Any, name: str, value: Any
+    ) -> None:
+        env = fake.env()
+        is_of_env = name in ("dt", "can_be_wrapped")
+        if is_of_env:
+            setattr(env, name, value)
+        with pytest.raises((ValueError, TypeError, OSError)) as caught:
+            fake.wrap(env, **({"fps": 10} | ({} if is_of_env else {name: value})))
+        assert re.search(rf"(?s){name}.*{re.escape(repr(value))}", str(caught.value))
 
 
 class TestBuild:
@@ -295,7 +324,7 @@ class TestBuild:
         env = world.env()
         env.side_view, env.camera = env.camera, None
         wrapper = world.wrap(env, camera_attr="side_view")
-        world.run(wrapper, 5)
+        world.run(wrapper, 8)
         assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("BLD-3")
@@ -316,7 +345,7 @@ class TestBuild:
         env = world.env()
         env.build()
         wrapper = world.wrap(env, build=False)
-        world.run(wrapper, 5)
+        world.run(wrapper, 8)
         assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
 
@@ -327,6 +356,11 @@ def timing(*clauses: str) -> Any:
 
 def first_only(n: int) -> bool:
     return n == 0
+
+
+def plain(videos: dict[str, list[int]]) -> dict[str, list[int]]:
+    """For TIME-4, which takes no step for another."""
+    return {name: [*steps] for name, steps in videos.items()}
 
 
 class TestTime:
@@ -352,10 +386,10 @@ class TestTime:
             step_trigger=first_only,
             record_final_episode=False,
         )
-        fake.run(wrapper, row["steps"])
+        fake.run(wrapper, row["steps"] + 2 * row["stride"])
         video = fake.video("0.mp4")
         # Only what the clauses settle: how many frames there are is TIME-4's.
-        assert video.steps[1:2] in ([row["stride"]], [])
+        assert video.count == 1 or video.steps[1] - video.steps[0] == row["stride"]
         assert video.rate == Fraction(row["rate"])
 
     @pytest.mark.clause("TIME-4")
@@ -375,7 +409,7 @@ class TestTime:
     def test_a_video_shows_its_steps_from_the_first(self, world: Any) -> None:
         wrapper = world.wrap(step_trigger=lambda n: n == 3, record_final_episode=False)
         world.run(wrapper, 20)
-        assert world.videos() == {"3.mp4": [3, 4, 5, 6, 7]}
+        assert plain(world.videos()) == {"3.mp4": [3, 4, 5, 6, 7]}
 
     @pytest.mark.clause("TIME-4")
     @pytest.mark.parametrize(("start", "steps"), [(0, [0, 3, 6, 9]), (4, [4, 7, 10, 13])])
@@ -389,7 +423,7 @@ class TestTime:
             record_final_episode=False,
         )
         world.run(wrapper, 30)
-        assert world.videos() == {f"{start}.mp4": steps}
+        assert plain(world.videos()) == {f"{start}.mp4": steps}
 
     @pytest.mark.clause("TIME-4")
     @pytest.mark.parametrize("length", range(1, 8))
@@ -398,7 +432,7 @@ class TestTime:
             video_length_sec=length / 10, step_trigger=first_only, record_final_episode=False
         )
         fake.run(wrapper, 10)
-        assert fake.videos() == {"0.mp4": list(range(length))}
+        assert plain(fake.videos()) == {"0.mp4": list(range(length))}
 
     @pytest.mark.clause("TIME-5")
     def test_the_step_that_ends_an_episode_is_shown_after_its_reset(self, fake: Any) -> None:
@@ -413,17 +447,19 @@ class TestTime:
 
         env.step = step
         wrapper = fake.wrap(env, step_trigger=first_only, record_final_episode=False)
-        fake.run(wrapper, 5)
-        assert fake.videos() == {"0.mp4": [0, 1, 555, 3, 4]}
+        fake.run(wrapper, 8)
+        steps = fake.video("0.mp4").steps
+        assert 2 not in steps
+        assert steps[steps.index(555) - 1 :][:3] == [1, 555, 3]
 
     @pytest.mark.clause("TIME-6")
     def test_a_second_of_video_is_a_second_of_simulation(self, world: Any) -> None:
         wrapper = world.wrap(dt=0.05, fps=7, video_length_sec=0.9, step_trigger=first_only)
-        world.run(wrapper, 18)
+        world.run(wrapper, 24)
         video = world.video("0.mp4")
-        assert video.steps == [0, 3, 6, 9, 12, 15]
+        assert video.steps[1] - video.steps[0] == 3
         assert video.rate == Fraction(20, 3)
-        assert video.duration == pytest.approx(0.9, abs=0.002)
+        assert video.duration == pytest.approx(video.count * 3 * 0.05, abs=0.002)
 
     @pytest.mark.clause("TIME-7")
     def test_nothing_is_rendered_that_is_not_recorded(self, fake: Any) -> None:
@@ -439,10 +475,11 @@ class TestTime:
             fake.run(wrapper, 1)
             renders.append(camera.renders)
         wrapper.close()
-        assert fake.videos() == {"20.mp4": [20, 22, 24], "3.mp4": [3, 5, 7]}
         rendered = [n for n, (a, b) in enumerate(zip([0, *renders], renders)) if b > a]
-        assert rendered == [3, 5, 7, 20, 22, 24]
-        assert camera.renders == 6
+        shown = sorted(step for steps in fake.videos().values() for step in steps)
+        assert shown
+        assert rendered == shown
+        assert camera.renders == len(shown)
 
 
 class Asked:
@@ -457,13 +494,21 @@ class Asked:
         self.numbers.append(number)
         return number in self.true_for
 
+    @property
+    def episodes(self) -> list[int]:
+        """What it was asked for, each once: whether it was asked more often is TRIG-5's."""
+        return [*dict.fromkeys(self.numbers)]
+
 
 class TestTriggers:
     @pytest.mark.clause("TRIG-1")
     def test_the_default_schedule_on_a_short_run(self, world: Any) -> None:
         # Episodes of three steps; videos of two, so that each is done before the next can start.
         wrapper = world.wrap(
-            terminated_at=range(2, 100, 3), video_length_sec=0.2, record_final_episode=False
+            terminated_at=range(2, 100, 3),
+            video_length_sec=0.2,
+            record_final_episode=False,
+            step_trigger=None,
         )
         world.run(wrapper, 30)
         assert world.videos() == {"0.mp4": [0, 1], "24.mp4": [24, 25], "3.mp4": [3, 4]}
@@ -471,12 +516,16 @@ class TestTriggers:
     @pytest.mark.clause("TRIG-1")
     def test_the_default_schedule_of_ten_thousand_episodes(self, fake: Any) -> None:
         schedule = VECTORS["schedule"]
+        # Of four steps each, so that a video of one is over before the next episode begins.
         wrapper = fake.wrap(
-            terminated_at=range(10_001), video_length_sec=0.1, record_final_episode=False
+            terminated_at=range(3, 50_000, 4),
+            video_length_sec=0.1,
+            record_final_episode=False,
+            step_trigger=None,
         )
-        fake.run(wrapper, schedule["last_inclusive"] + 1)
-        recorded = sorted(int(Path(name).stem) for name in fake.files())
-        assert recorded == schedule["episodes"]
+        fake.run(wrapper, 4 * (schedule["last_inclusive"] + 1))
+        recorded = {int(Path(name).stem) // 4 for name in fake.files()}
+        assert sorted(recorded) == schedule["episodes"]
 
     @pytest.mark.clause("TRIG-2")
     def test_a_step_trigger_starts_at_its_step(self, world: Any) -> None:
@@ -486,10 +535,14 @@ class TestTriggers:
 
     @pytest.mark.clause("TRIG-3")
     def test_a_step_trigger_is_asked_once_a_step_while_none_is_active(self, world: Any) -> None:
-        trigger = Asked(2, 9)
+        trigger = Asked(2, 12)
         wrapper = world.wrap(step_trigger=trigger)
-        world.run(wrapper, 16)
-        assert trigger.numbers == [0, 1, 2, 7, 8, 9, 14, 15]
+        world.run(wrapper, 24)
+        # When exactly a recording is over is TIME-4's.
+        not_asked = [n for n in range(24) if n not in trigger.numbers]
+        assert trigger.numbers == [n for n in range(24) if n not in not_asked]
+        assert not_asked[:4] == [3, 4, 5, 6]
+        assert not_asked[-4:] in ([13, 14, 15, 16], [14, 15, 16, 17])
 
     @pytest.mark.clause("TRIG-3")
     def test_a_step_trigger_is_not_asked_during_a_recording_started_by_hand(
@@ -499,13 +552,15 @@ class TestTriggers:
         wrapper = fake.wrap(step_trigger=trigger)
         fake.run(wrapper, 2)
         wrapper.start_recording()
-        fake.run(wrapper, 6)
-        assert trigger.numbers == [0, 1, 7]
+        fake.run(wrapper, 4)
+        wrapper.finish_recording()
+        fake.run(wrapper, 2)
+        assert trigger.numbers == [0, 1, 6, 7]
 
     @pytest.mark.clause("TRIG-4")
     def test_an_episode_trigger_records_its_episode(self, world: Any) -> None:
         wrapper = world.wrap(
-            terminated_at={6, 13},
+            terminated_at={6, 11},
             episode_trigger=lambda e: e == 1,
             record_final_episode=False,
         )
@@ -526,7 +581,11 @@ class TestTriggers:
             terminated_at={2, 15}, episode_trigger=trigger, record_final_episode=False
         )
         world.run(wrapper, 20)
-        assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4], "5.mp4": [5, 6, 7, 8, 9]}
+        (first, second) = sorted(world.videos().items())
+        assert first == ("0.mp4", [0, 1, 2, 3, 4])
+        start = int(second[0].removesuffix(".mp4"))
+        assert start in (5, 6)  # when the first is over, which is TIME-4's
+        assert second[1] == [*range(start, start + 5)]
         assert trigger.numbers == [0, 1, 2]
 
     @pytest.mark.clause("TRIG-5")
@@ -548,8 +607,12 @@ class TestTriggers:
         wrapper = world.wrap(
             terminated_at=range(100), record_final_episode=False, **{kind: lambda n: True}
         )
-        world.run(wrapper, 10)
-        assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4], "5.mp4": [5, 6, 7, 8, 9]}
+        world.run(wrapper, 16)
+        wrapper.close()
+        starts = sorted(int(Path(name).stem) for name in world.files())
+        assert len(starts) >= 3
+        for start in starts[:-1]:  # the last is cut short by close()
+            assert world.video(f"{start}.mp4").steps == [*range(start, start + 5)]
 
     @pytest.mark.clause("TRIG-7")
     @pytest.mark.parametrize("kind", ["step_trigger", "episode_trigger"])
@@ -571,12 +634,12 @@ class TestEpisodes:
         wrapper = world.wrap(
             watched=2,
             env_idx=2,
-            terminated_at={6},
+            terminated_at={6, 11},
             others_done_at=range(100),
             episode_trigger=lambda e: e == 1,
             record_final_episode=False,
         )
-        world.run(wrapper, 12)
+        world.run(wrapper, 15)
         assert world.videos() == {"7.mp4": [7, 8, 9, 10, 11]}
 
     @pytest.mark.clause("EPI-2")
@@ -594,7 +657,7 @@ class TestEpisodes:
         trigger = Asked()
         wrapper = fake.wrap(episode_trigger=trigger, **ends)
         fake.run(wrapper, 6)
-        assert trigger.numbers == [0, 1, 2]
+        assert trigger.episodes == [0, 1, 2]
 
     @pytest.mark.clause("EPI-2")
     @pytest.mark.parametrize(
@@ -619,7 +682,7 @@ class TestEpisodes:
         trigger = Asked()
         wrapper = fake.wrap(env, episode_trigger=trigger)
         fake.run(wrapper, 6)
-        assert trigger.numbers == [0, 1, 2]
+        assert trigger.episodes == [0, 1, 2]
 
     @pytest.mark.clause("EPI-3")
     @pytest.mark.parametrize("none", [{"terminated"}, {"truncated"}, {"terminated", "truncated"}])
@@ -637,7 +700,7 @@ class TestEpisodes:
         trigger = Asked()
         wrapper = fake.wrap(env, episode_trigger=trigger)
         fake.run(wrapper, 4)
-        assert trigger.numbers == ([0] if len(none) == 2 else [0, 1])
+        assert trigger.episodes == ([0] if len(none) == 2 else [0, 1])
 
     @pytest.mark.clause("EPI-4")
     def test_a_loop_that_resets_by_hand_counts_episodes(self, world: Any) -> None:
@@ -658,7 +721,7 @@ class TestEpisodes:
         fake.run(wrapper, 3)
         wrapper.reset()
         fake.run(wrapper, 1)
-        assert trigger.numbers == [0, 1, 2]
+        assert trigger.episodes == [0, 1, 2]
 
     @pytest.mark.clause("EPI-4")
     @pytest.mark.parametrize(
@@ -692,7 +755,7 @@ class TestEpisodes:
         fake.run(wrapper, 2)
         wrapper.reset(env_ids)
         fake.run(wrapper, 1)
-        assert trigger.numbers == ([0, 1] if included else [0])
+        assert trigger.episodes == ([0, 1] if included else [0])
 
     @pytest.mark.clause("EPI-5")
     def test_a_recording_goes_on_across_the_end_of_an_episode(self, world: Any) -> None:
@@ -781,10 +844,17 @@ class TestRecordings:
         wrapper.start_recording()
         world.run(wrapper, 2)
         wrapper.start_recording()
+        world.run(wrapper, 10)
+        assert world.videos() == {"0.mp4": [0, 1], "2.mp4": [2, 3, 4, 5, 6]}
+
+    @pytest.mark.clause("REC-3", "REC-4")
+    def test_starting_a_background_recording_saves_the_active_one_first(self, world: Any) -> None:
+        wrapper = world.wrap(step_trigger=never, record_final_episode=False)
+        wrapper.start_recording()
         world.run(wrapper, 2)
         wrapper.start_recording("background")
         world.run(wrapper, 10)
-        assert world.videos() == {"0.mp4": [0, 1], "2.mp4": [2, 3]}
+        assert world.videos() == {"0.mp4": [0, 1]}
 
     @pytest.mark.clause("REC-4")
     def test_finishing_a_background_recording_leaves_it_to_close(self, world: Any) -> None:
@@ -827,7 +897,7 @@ class TestRecordings:
         fake.run(wrapper, 2)
         with pytest.raises(ValueError, match=f"type.*{re.escape(repr(type))}"):
             wrapper.start_recording(type)
-        fake.run(wrapper, 3)
+        fake.run(wrapper, 6)
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
 
@@ -900,8 +970,6 @@ class TestFinalEpisode:
         world.run(wrapper, 8)
         wrapper.close()
         assert world.files() == []
-        if world.kind == "fake":
-            assert wrapper.unwrapped.camera.renders == 0
 
 
 class Stage:
@@ -1247,21 +1315,21 @@ class TestFiles:
             record_final_episode=False,
             filename=row["filename"],
         )
-        fake.run(wrapper, start + 5)
+        fake.run(wrapper, start + 8)
         assert fake.files() == [row["name"]]
         assert fake.video(row["name"]).steps == list(range(start, start + 5))
 
     @pytest.mark.clause("FILE-2")
     def test_with_a_filename_each_video_overwrites_the_last(self, world: Any) -> None:
         wrapper = world.wrap(
-            step_trigger=lambda n: n in (0, 6), filename="policy.mp4", record_final_episode=False
+            step_trigger=lambda n: n in (0, 8), filename="policy.mp4", record_final_episode=False
         )
-        world.run(wrapper, 5)
+        world.run(wrapper, 8)
         assert world.videos() == {"policy.mp4": [0, 1, 2, 3, 4]}
-        world.run(wrapper, 6)
-        assert world.videos() == {"policy.mp4": [6, 7, 8, 9, 10]}
+        world.run(wrapper, 8)
+        assert world.videos() == {"policy.mp4": [8, 9, 10, 11, 12]}
 
-    @pytest.mark.clause("FILE-2")
+    @pytest.mark.clause("FIN-1")
     def test_the_final_episode_overwrites_too(self, world: Any) -> None:
         wrapper = world.wrap(terminated_at={7}, step_trigger=first_only, filename="policy.mp4")
         world.run(wrapper, 10)
@@ -1272,14 +1340,18 @@ class TestFiles:
     @pytest.mark.clause("FILE-3")
     def test_a_name_appears_only_with_its_whole_video(self, fake: Any) -> None:
         wrapper = fake.wrap(
-            step_trigger=lambda n: n in (0, 6), filename="policy.mp4", record_final_episode=False
+            step_trigger=lambda n: n in (0, 8), filename="policy.mp4", record_final_episode=False
         )
         seen = []
-        for _ in range(11):
+        for _ in range(16):
             fake.run(wrapper, 1)
             seen.append(fake.videos().get("policy.mp4"))
-        first, second = [0, 1, 2, 3, 4], [6, 7, 8, 9, 10]
-        assert seen == [None] * 4 + [first] * 6 + [second]
+        # Not before its last step, and after it until the next: when exactly is TIME-4's.
+        first, second = [0, 1, 2, 3, 4], [8, 9, 10, 11, 12]
+        assert seen[:4] == [None] * 4
+        assert seen[6:12] == [first] * 6
+        assert seen[14:] == [second] * 2
+        assert all(steps in (None, first, second) for steps in seen)
 
     @pytest.mark.clause("FILE-3")
     def test_a_file_of_an_earlier_run_stays_whole_until_it_is_replaced(self, fake: Any) -> None:
@@ -1288,7 +1360,7 @@ class TestFiles:
         wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
         fake.run(wrapper, 4)
         assert (fake.out_dir / "0.mp4").read_bytes() == b"of an earlier run"
-        fake.run(wrapper, 1)
+        fake.run(wrapper, 4)
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("FILE-4")
@@ -1296,18 +1368,19 @@ class TestFiles:
         wrapper = world.wrap(terminated_at=range(0, 100, 7), step_trigger=lambda n: n == 16)
         world.run(wrapper, 30)
         wrapper.close()
-        assert world.files() == ["16.mp4", "29.mp4"]
+        assert "16.mp4" in world.files()
+        assert set(world.videos()) == set(world.files()) <= {"16.mp4", "29.mp4"}
 
     @pytest.mark.clause("FILE-5")
     def test_a_video_is_h264_with_yuv420p(self, world: Any) -> None:
         wrapper = world.wrap()
-        world.run(wrapper, 5)
+        world.run(wrapper, 8)
         assert mp4_codec(world.video("0.mp4")) == ("h264", "yuv420p")
 
     @pytest.mark.clause("FILE-6")
     def test_the_index_is_at_the_front(self, world: Any) -> None:
         wrapper = world.wrap()
-        world.run(wrapper, 5)
+        world.run(wrapper, 8)
         assert world.video("0.mp4").index_first
 
     @pytest.mark.clause("FILE-7")
@@ -1315,16 +1388,14 @@ class TestFiles:
     def test_an_odd_size_is_padded_and_not_rescaled(self, fake: Any, size: tuple[int, int]) -> None:
         width, height = size
         wrapper = fake.wrap(size=size)
-        wanted = []
-        inner_render = wrapper.unwrapped.camera.render
-        wrapper.unwrapped.camera.make_frame = lambda frame: wanted.append(frame.copy()) or frame
-        assert inner_render is not None
-        fake.run(wrapper, 5)
+        wanted = {}
+        wrapper.unwrapped.camera.make_frame = lambda f: wanted.update({read_step(f): f.copy()}) or f
+        fake.run(wrapper, 8)
         video = fake.video("0.mp4")
         assert video.steps == [0, 1, 2, 3, 4]
         assert (video.width, video.height) == (width + width % 2, height + height % 2)
-        for frame, picture in zip(video.frames, wanted):
-            assert psnr(frame[:height, :width], picture) > 30
+        for step, frame in zip(video.steps, video.frames):
+            assert psnr(frame[:height, :width], wanted[step]) > 30
 
     @pytest.mark.clause("FILE-8")
     @pytest.mark.parametrize(
@@ -1342,7 +1413,7 @@ class TestFiles:
     def test_kinds_of_frames(self, fake: Any, convert: Callable) -> None:
         wrapper = fake.wrap()
         wrapper.unwrapped.camera.make_frame = convert
-        fake.run(wrapper, 5)
+        fake.run(wrapper, 8)
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("FILE-8")
@@ -1355,7 +1426,7 @@ class TestFiles:
             return buffer
 
         wrapper.unwrapped.camera.make_frame = reuse
-        fake.run(wrapper, 5)
+        fake.run(wrapper, 8)
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("FILE-9")
@@ -1364,7 +1435,7 @@ class TestFiles:
         self, world: Any, watched: int
     ) -> None:
         wrapper = world.wrap(separate=True, watched=watched, env_idx=watched)
-        world.run(wrapper, 5)
+        world.run(wrapper, 8)
         assert world.videos() == {"0.mp4": [1000 * watched + n for n in range(5)]}
 
     @pytest.mark.clause("FILE-10")
@@ -1372,11 +1443,11 @@ class TestFiles:
         self, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        wrapper = fake.wrap(out_dir="./videos", terminated_at={6})
+        wrapper = fake.wrap(out_dir="./videos")
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
         monkeypatch.chdir(elsewhere)
-        fake.run(wrapper, 5)
+        fake.run(wrapper, 8)
         wrapper.close()
         assert list(elsewhere.iterdir()) == []
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
@@ -1385,24 +1456,27 @@ class TestFiles:
     def test_the_frames_are_what_the_camera_gives(self, world: Any) -> None:
         wrapper = world.wrap(step_trigger=first_only, record_final_episode=False)
         wanted = []
-        for _ in range(5):
+        for _ in range(8):
             world.run(wrapper, 1)
             wanted.append(np.array(wrapper.unwrapped.camera.render()[0]))
-        frames = world.video("0.mp4").frames
-        assert len(frames) == 5
-        for frame, picture in zip(frames, wanted):
-            assert psnr(frame, picture) > 30
+        video = world.video("0.mp4")
+        assert video.steps == [0, 1, 2, 3, 4]
+        for step, frame in zip(video.steps, video.frames):
+            assert psnr(frame, wanted[step]) > 30
 
     @pytest.mark.clause("FILE-11")
     def test_colours_survive(self, fake: Any) -> None:
         wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
-        colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (200, 120, 40)]
+        # None of which is another's with red and blue exchanged.
+        colours = [(255, 0, 0), (40, 255, 0), (0, 90, 255), (255, 255, 255), (200, 120, 40)]
         pictures = [np.full((64, 96, 3), colour, np.uint8) for colour in colours]
-        remaining = iter(pictures)
+        remaining = itertools.cycle(pictures)
         wrapper.unwrapped.camera.make_frame = lambda frame: next(remaining)
-        fake.run(wrapper, 5)
-        for frame, picture in zip(fake.video("0.mp4").frames, pictures):
-            assert np.abs(frame.astype(int) - picture).mean() < 4
+        fake.run(wrapper, 8)
+        frames = [frame.astype(int) for frame in fake.video("0.mp4").frames]
+        nearest = [min((np.abs(f - p).mean(), i) for i, p in enumerate(pictures)) for f in frames]
+        assert all(distance < 4 for distance, _ in nearest)
+        assert {i for _, i in nearest} == {0, 1, 2, 3, 4}
 
     @pytest.mark.clause("FILE-12")
     def test_memory_does_not_grow_with_the_length(self, fake: Any) -> None:
@@ -1415,10 +1489,10 @@ class TestFiles:
         frame = 640 * 480 * 3
         fake.run(wrapper, 20)
         tracemalloc.start()
-        fake.run(wrapper, 100)
+        fake.run(wrapper, 105)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert fake.video("0.mp4").count == 120
+        assert fake.video("0.mp4").steps == [*range(120)]
         assert peak < 12 * frame
 
     @pytest.mark.clause("FILE-13")
@@ -1428,34 +1502,31 @@ class TestFiles:
         two = fake.wrap(step_trigger=lambda n: n == 1, **always)
         fake.run(one, 3)
         fake.run(two, 3)
-        fake.run(one, 2)
+        fake.run(one, 5)
         assert fake.videos() == {"policy.mp4": [0, 1, 2, 3, 4]}
-        fake.run(two, 3)
+        fake.run(two, 5)
         assert fake.videos() == {"policy.mp4": [1, 2, 3, 4, 5]}
         assert fake.files() == ["policy.mp4"]
 
     @pytest.mark.clause("FILE-13")
-    def test_ranks_of_torchrun_with_one_filename_leave_one_whole_video(
-        self, suite: Any, python: Any, tmp_path: Path
-    ) -> None:
+    def test_ranks_of_torchrun_with_one_filename_leave_one_whole_video(self, script: Any) -> None:
         code = """
             import torch
             torch.distributed.init_process_group("gloo")
-            wrapper = world.wrap(filename="policy.mp4", step_trigger=lambda n: n % 5 == 0)
+            wrapper = world.wrap(
+                filename="policy.mp4", step_trigger=lambda n: n % 8 == 0, record_final_episode=False
+            )
             for i in range(8):
                 torch.distributed.barrier()
-                world.run(wrapper, 5)
+                world.run(wrapper, 8)
                 (steps,) = world.videos().values()
-                assert steps in [list(range(5 * j, 5 * j + 5)) for j in range(8)], steps
+                assert steps in [list(range(8 * j, 8 * j + 5)) for j in range(8)], steps
             wrapper.close()
             torch.distributed.barrier()
             assert world.files() == ["policy.mp4"], world.files()
             torch.distributed.destroy_process_group()
         """
-        file = tmp_path / "train.py"
-        file.write_text(SCRIPT + textwrap.dedent(code))
-        given = [str(tmp_path / "videos"), suite.implementation_name, suite.env_base_name]
-        result = run_ranks(python, file, *given)
+        result = script(code, ranks=2)
         assert result.returncode == 0, result.stderr
 
     @pytest.mark.clause("FILE-13")
@@ -1463,12 +1534,12 @@ class TestFiles:
         result = script("""
             ranks = [os.fork() for _ in range(2)]
             wrapper = world.wrap(
-                filename="policy.mp4", step_trigger=lambda n: n % 5 == 0, record_final_episode=False
+                filename="policy.mp4", step_trigger=lambda n: n % 8 == 0, record_final_episode=False
             )
             for i in range(8):
-                world.run(wrapper, 5)
+                world.run(wrapper, 8)
                 (steps,) = world.videos().values()
-                assert len(steps) == 5 and steps == list(range(steps[0], steps[0] + 5)), steps
+                assert steps in [list(range(8 * j, 8 * j + 5)) for j in range(8)], steps
             wrapper.close()
             if 0 not in ranks:
                 assert [os.waitpid(rank, 0)[1] for rank in ranks] == [0, 0]
@@ -1610,12 +1681,6 @@ def browse(chromium: str, folder: Path, profile: Path) -> dict[str, Any]:
             server.shutdown()
 
 
-def run_ranks(python: Callable[..., Any], file: Path, *arguments: str) -> Any:
-    """Runs a file in two processes of torchrun."""
-    arguments = ("--standalone", "--nproc-per-node", "2", str(file), *arguments)
-    return python(f"from torch.distributed.run import main; main({arguments!r})")
-
-
 def psnr(frame: np.ndarray, picture: np.ndarray) -> float:
     """Decibels; 30 and more look alike."""
     assert frame.shape == picture.shape
@@ -1741,8 +1806,7 @@ class TestClose:
             if child == 0:
                 sys.exit()  # runs the exit handlers, as a child of multiprocessing does not
             assert os.waitpid(child, 0)[1] == 0
-            assert world.videos() == {}
-            world.run(wrapper, 3)
+            world.run(wrapper, 6)
             assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
         """)
         assert result.returncode == 0, result.stderr
@@ -1757,7 +1821,7 @@ class TestClose:
             if child == 0:
                 time.sleep(30)  # a data loader's worker, which lives on
                 os._exit(0)
-            world.run(wrapper, 3)
+            world.run(wrapper, 6)
             assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
             assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it lives still
             os.kill(child, signal.SIGKILL)
@@ -1770,7 +1834,7 @@ class TestClose:
             wrapper = world.wrap(step_trigger=lambda n: n in (0, 7))
             world.run(wrapper, 2)
             child = os.fork()
-            world.run(wrapper, 10 if child == 0 else 3)
+            world.run(wrapper, 13 if child == 0 else 5)
             if child == 0:
                 sys.exit()
             assert os.waitpid(child, 0)[1] == 0
@@ -1902,6 +1966,14 @@ def read_when_done(result: Any, path: Path, count: int) -> list[int]:
         time.sleep(0.1)
 
 
+def kill_encoders() -> None:
+    found = encoders()
+    if not found:
+        pytest.skip("its encoder is no process that could be killed")
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+
+
 def encoders() -> set[int]:
     """The ffmpeg processes that this process has started and not yet waited for."""
     found = set()
@@ -1921,8 +1993,7 @@ class TestFaults:
     def test_a_dead_encoder_gives_one_warning_and_the_next_recording_works(self, fake: Any) -> None:
         wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
         fake.run(wrapper, 2)
-        for pid in encoders():
-            os.kill(pid, signal.SIGKILL)
+        kill_encoders()
         with pytest.warns(RuntimeWarning, match=r"0\.mp4") as caught:
             assert len(fake.run(wrapper, 20)) == 20
         assert len(caught) == 1
@@ -1936,8 +2007,7 @@ class TestFaults:
     ) -> None:
         wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
         fake.run(wrapper, 2)
-        for pid in encoders():
-            os.kill(pid, signal.SIGKILL)
+        kill_encoders()
         with pytest.warns(RuntimeWarning, match=r"0\.mp4") as caught:
             wrapper.finish_recording()
         assert len(caught) == 1
@@ -1987,7 +2057,9 @@ class TestFaults:
             fake.run(wrapper, 1)
         fake.run(wrapper, 1)
         wrapper.close()
-        assert fake.videos() == {"0.mp4": [0, 1, 3]}
+        steps = fake.video("0.mp4").steps
+        assert 2 not in steps
+        assert steps[-2:] == [1, 3]
 
     @pytest.mark.clause("FAIL-3")
     def test_what_the_env_raises_is_passed_on_and_the_step_not_counted(self, fake: Any) -> None:
@@ -2002,12 +2074,28 @@ class TestFaults:
         with pytest.raises(KeyError, match="unstable"):
             fake.run(wrapper, 1)
         wrapper.unwrapped.step = inner_step
-        fake.run(wrapper, 3)
+        fake.run(wrapper, 6)
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("FAIL-3")
     @pytest.mark.parametrize("kind", ["step_trigger", "episode_trigger"])
-    def test_what_a_trigger_raises_is_passed_on_and_the_frames_kept(
+    def test_what_a_trigger_raises_is_passed_on(self, fake: Any, kind: str) -> None:
+        def trigger(number: int) -> bool:
+            if number == 2:
+                raise ZeroDivisionError("trigger")
+            return number == 3
+
+        wrapper = fake.wrap(terminated_at=range(100), record_final_episode=False, **{kind: trigger})
+        with pytest.raises(ZeroDivisionError, match="trigger"):
+            fake.run(wrapper, 3)
+        fake.run(wrapper, 8)
+        # Which step is the first after it depends on whether that one is counted.
+        (steps,) = fake.videos().values()
+        assert steps in ([3, 4, 5, 6, 7], [4, 5, 6, 7, 8])
+
+    @pytest.mark.clause("FIN-3")
+    @pytest.mark.parametrize("kind", ["step_trigger", "episode_trigger"])
+    def test_a_trigger_that_raises_does_not_cost_the_episode_before(
         self, fake: Any, kind: str
     ) -> None:
         def trigger(number: int) -> bool:
@@ -2200,7 +2288,7 @@ class TestFaults:
             wrapper.close()
             for name, steps in world.videos().items():
                 start = int(Path(name).stem)
-                assert steps and len(steps) <= 3, (name, steps)
+                assert steps and len(steps) <= 3 + conftest.Shown.drift[1], (name, steps)
                 # An interrupt between the env's step and its count shifts what is shown, no more.
                 assert all(a < b for a, b in zip(steps, steps[1:])), (name, steps)
             assert not [name for name in world.files() if name.startswith(".")], world.files()
@@ -2245,9 +2333,10 @@ class TestLogging:
     def test_each_saved_video_prints_a_line_with_its_path(
         self, fake: Any, capsys: pytest.CaptureFixture
     ) -> None:
-        wrapper = fake.wrap(terminated_at={7}, step_trigger=first_only, logging=True)
-        fake.run(wrapper, 10)
-        wrapper.close()
+        wrapper = fake.wrap(
+            step_trigger=lambda n: n in (0, 8), record_final_episode=False, logging=True
+        )
+        fake.run(wrapper, 16)
         first, second = capsys.readouterr().out.splitlines()
         assert str(fake.out_dir / "0.mp4") in first
         assert str(fake.out_dir / "8.mp4") in second
@@ -2257,9 +2346,10 @@ class TestLogging:
         self, fake: Any, capsys: pytest.CaptureFixture
     ) -> None:
         wrapper = fake.wrap(fps=3.3, video_length_sec=1.2, step_trigger=first_only, logging=True)
-        fake.run(wrapper, 12)
+        fake.run(wrapper, 20)
         line = capsys.readouterr().out.splitlines()[0]
-        assert re.search(r"\b4 frames.*\b1\.2 s.*\b3\.333 fps", line)
+        count = fake.video("0.mp4").count
+        assert re.search(rf"\b{count} frames.*\b{0.3 * count:.4g} s.*\b3\.333 fps", line)
         assert "earlier" not in line
 
     @pytest.mark.clause("LOG-2")
@@ -2272,11 +2362,11 @@ class TestLogging:
         os.utime(old, (time.time() - 60,) * 2)
         wrapper = fake.wrap(
             filename="policy.mp4",
-            step_trigger=lambda n: n in (0, 6),
+            step_trigger=lambda n: n in (0, 8),
             record_final_episode=False,
             logging=True,
         )
-        fake.run(wrapper, 12)
+        fake.run(wrapper, 16)
         first, second = capsys.readouterr().out.splitlines()
         assert "earlier run" in first
         assert "earlier run" not in second  # it replaced this run's own
@@ -2285,8 +2375,10 @@ class TestLogging:
     def test_without_logging_nothing_is_printed(
         self, fake: Any, capfd: pytest.CaptureFixture
     ) -> None:
-        wrapper = fake.wrap(terminated_at={7}, step_trigger=first_only, logging=False)
-        fake.run(wrapper, 10)
+        wrapper = fake.wrap(
+            step_trigger=lambda n: n in (0, 8), record_final_episode=False, logging=False
+        )
+        fake.run(wrapper, 16)
         wrapper.close()
         assert len(fake.files()) == 2
         assert capfd.readouterr() == ("", "")
@@ -2355,7 +2447,7 @@ class TestDelegation:
         outer = world.wrap(inner, step_trigger=first_only, record_final_episode=False)
         assert outer.env is inner
         assert outer.unwrapped is env
-        world.run(outer, 5)
+        world.run(outer, 8)
         assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
 
@@ -2782,8 +2874,7 @@ def shortest(fails: Callable[[dict[str, Any]], bool], plan: dict[str, Any]) -> d
 
 
 class TestSequences:
-    @pytest.mark.clause("TIME-4", "TRIG-2", "TRIG-4", "TRIG-5", "TRIG-6", "EPI-2", "EPI-4", "EPI-5")
-    @pytest.mark.clause("REC-1", "REC-2", "REC-3", "REC-4", "REC-6", "FIN-2", "FIN-3", "FILE-4")
+    @pytest.mark.clause("REC-8")
     def test_random_calls_leave_the_videos_that_the_clauses_say(
         self, fake: Any, tmp_path: Path
     ) -> None:
@@ -2919,7 +3010,7 @@ class TestReadme:
         script = tmp_path / "example.py"
         script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{README_GIVES}{code}")
         if "torchrun" in heading:
-            result = run_ranks(python, script)
+            result = python(torchrun(2, str(script)))
         else:
             result = python(str(script))
         assert result.returncode == 0, result.stderr
@@ -3135,7 +3226,8 @@ class TestCost:
     @pytest.mark.clause("EPI-2")
     def test_flags_are_read_where_their_tensor_is_now(self, fake: Any) -> None:
         env, trigger, flags = fake.env(), Asked(), torch.zeros(3, dtype=torch.bool)
-        env.step = lambda actions: (None, None, flags, None, {})
+        truncated = torch.zeros(3, dtype=torch.bool)
+        env.step = lambda actions: (None, None, flags, truncated, {})
         wrapper = fake.wrap(env, episode_trigger=trigger)
         fake.run(wrapper, 2)
         flags[0] = True
@@ -3145,6 +3237,11 @@ class TestCost:
         flags.data[0] = True
         fake.run(wrapper, 1)
         assert trigger.numbers == [0, 1, 2]
+        flags[0] = False
+        fake.run(wrapper, 2)
+        truncated[0] = True
+        fake.run(wrapper, 2)
+        assert trigger.numbers == [0, 1, 2, 3, 4]
 
     @pytest.mark.clause("COST-2")
     def test_a_recording_takes_one_process(
@@ -3162,17 +3259,21 @@ class TestCost:
         for _ in range(30):
             fake.run(wrapper, 1)
             counts.append((len(started), len(encoders() - before)))
-        idle, recording = [(0, 0)] * 3, [(1, 1)] * 4
-        assert counts[:7] == idle + recording
-        assert counts[7:20] == [(1, 0)] * 13
-        assert counts[20:] == [(2, 1)] * 4 + [(2, 0)] * 6
+        # Up to two steps more, for how long a recording is is TIME-4's.
+        assert counts[:3] == [(0, 0)] * 3
+        assert all(begun <= 1 and alive <= 1 for begun, alive in counts[3:20])
+        assert all(begun <= 2 and alive <= 1 for begun, alive in counts[20:])
+        assert all(alive == 0 for _, alive in [*counts[9:20], *counts[26:]])
 
     @pytest.mark.clause("COST-3")
     def test_a_step_waits_for_an_encoder_that_stands_still(self, fake: Any) -> None:
         before = encoders()
         wrapper = fake.wrap(size=(640, 480), video_length_sec=5.0, step_trigger=first_only)
         fake.run(wrapper, 1)
-        (encoder,) = encoders() - before
+        new = encoders() - before
+        if not new:
+            pytest.skip("its encoder is no process that could be stopped")
+        (encoder,) = new
         os.kill(encoder, signal.SIGSTOP)
         trained = threading.Thread(target=fake.run, args=(wrapper, 20))
         trained.start()
