@@ -246,7 +246,7 @@ class FakeCamera:
         """Takes a picture: what Genesis' camera returns for rgb."""
         frame = self._take()
         if self._running and not self._path:
-            self._recorded_imgs.append(frame)
+            self._recorded_imgs.append(np.array(frame))
         return frame, None, None, None
 
     def start_recording(
