@@ -1331,7 +1331,7 @@ def mp4_codec(video: Any) -> tuple[str, str]:
 
 class TestFiles:
     @pytest.mark.clause("FILE-1", "FILE-2")
-    @pytest.mark.parametrize("row", VECTORS["names"], ids=lambda row: row["name"])
+    @pytest.mark.parametrize("row", VECTORS["names"])
     def test_names(self, fake: Any, row: Any) -> None:
         start = row["step"]
         wrapper = fake.wrap(
@@ -2461,6 +2461,12 @@ class TestDelegation:
         assert wrapper.reset(env_ids=(0, 2)) is answers[0, 2]
         assert asked == [None, (0, 2), (0, 2)]
         assert wrapper.get_observations() is observations
+
+    @pytest.mark.clause("DEL-3", "TRAIN-3")
+    def test_an_env_whose_reset_takes_no_envs_can_be_reset(self, fake: Any) -> None:
+        env, answer = fake.env(), (object(), {})
+        env.reset = lambda: answer
+        assert fake.wrap(env).reset() is answer
 
     @pytest.mark.clause("DEL-4")
     def test_wrappers_nest(self, world: Any) -> None:
