@@ -127,6 +127,11 @@ class Shown(list):
     __hash__ = None
 
 
+# ffmpeg's option to decode each frame once, of which no release has both names for ever.
+FFMPEG_MAJOR = int(re.search(r"\d+", imageio_ffmpeg.get_ffmpeg_version())[0])
+EACH_FRAME = ["-vsync" if FFMPEG_MAJOR < 6 else "-fps_mode", "passthrough"]
+
+
 @dataclass
 class Video:
     """A decoded video. What only MP4 files tell is read when it is asked for."""
@@ -188,7 +193,7 @@ def read_video(
     """
     path = Path(path)
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-xerror", "-i", f"file:{path}"]
-    command += ["-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"]
+    command += [*EACH_FRAME, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"]
     result = subprocess.run(command, capture_output=True, check=False)
     words = result.stderr.decode(errors="replace")
     stream = re.search(r"Stream #0:0.*Video: (\w+)[^,]*, (\w+).*?, (\d+)x(\d+)", words)
@@ -438,25 +443,32 @@ class Board:
 
     def __init__(self, separate: bool, dt: float) -> None:
         gs = start_genesis()
+        # From where the cameras are: before 1.4, white is dark grey in ambient light alone.
+        light = {"type": "directional", "dir": (1, 0, 0), "color": (1, 1, 1), "intensity": 5000}
         self.scene = gs.Scene(
             # The env's dt: Genesis' own recording goes by the scene's.
             sim_options=gs.options.SimOptions(dt=dt, gravity=(0, 0, 0)),
             rigid_options=gs.options.RigidOptions(enable_collision=False),
-            vis_options=gs.options.VisOptions(
+            vis_options=vis_options(
                 rendered_envs_idx=[0, 2],
                 split_envs=separate,
                 shadow=False,
                 plane_reflection=False,
                 background_color=(0, 0, 0),
                 ambient_light=(1, 1, 1),
+                lights=[light],
             ),
             show_viewer=False,
         )
         box = (
-            '<joint type="slide" axis="1 0 0"/><geom type="box" size=".1 .35 .35" rgba="1 1 1 1"/>'
+            '<joint name="joint{}" type="slide" axis="1 0 0"/>'
+            '<geom type="box" size=".1 .35 .35" rgba="1 1 1 1"/>'
         )
         places = [(-(i % self.COLUMNS), -(i // self.COLUMNS)) for i in range(self.BITS)]
-        bodies = [f'<body pos="0 {y} {z}">{box}</body>' for y, z in places]
+        bodies = [  # with names, which Genesis 0.3 asks for
+            f'<body name="body{i}" pos="0 {y} {z}">{box.format(i)}</body>'
+            for i, (y, z) in enumerate(places)
+        ]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "board.xml"
             path.write_text(f"<mujoco><worldbody>{''.join(bodies)}</worldbody></mujoco>")
@@ -469,8 +481,9 @@ class Board:
         self.cameras = {
             i: self.scene.add_camera(res=(100, 60), fov=fov, env_idx=i, **look) for i in envs
         }
-        # So far apart that no env stands in another's picture.
-        self.scene.build(n_envs=3, env_spacing=(300.0, 300.0))
+        # So far apart that no env stands in another's picture; apart already, in one place, for
+        # which before 1.4 the camera would have to be moved.
+        self.scene.build(n_envs=3, env_spacing=(0.0, 0.0) if separate else (300.0, 300.0))
 
     def show(self, numbers: list[int]) -> None:
         """Steps the simulation with each env's boxes at its number, below 4096, and a check."""
@@ -559,6 +572,14 @@ def start_genesis() -> Any:
     # Its exit handler waits for ever for threads that a forked child does not have.
     os.register_at_fork(after_in_child=functools.partial(atexit.unregister, gs.destroy))
     return gs
+
+
+def vis_options(**options: Any) -> Any:
+    """Genesis' VisOptions; before 1.4, its split_envs had another name."""
+    options_class = start_genesis().options.VisOptions
+    if "split_envs" in options and "split_envs" not in options_class.model_fields:
+        options["env_separate_rigid"] = options.pop("split_envs")
+    return options_class(**options)
 
 
 ENV_KEYWORDS = set(inspect.signature(FakeEnv.__init__).parameters) - {"self"}
@@ -818,6 +839,19 @@ def genesis(suite: Suite, real_scene: Any, tmp_path: Path) -> Iterator[World]:
     world = World("genesis", tmp_path / "videos", suite.implementation, *real_scene)
     yield world
     world.close()
+
+
+def needs_genesis_1_4(why: str) -> None:
+    """Skips the test that runs, if Genesis is older."""
+    if tuple(map(int, installed("genesis-world").split(".")[:2])) < (1, 4):
+        pytest.skip(f"before Genesis 1.4, {why}")
+
+
+@pytest.fixture
+def reproducible(genesis: World) -> World:
+    """The world with the real scene, where its pictures can be made again from what was stored."""
+    needs_genesis_1_4("pictures cannot be reproduced later")
+    return genesis
 
 
 @pytest.fixture(params=["fake", "genesis"])

@@ -952,6 +952,8 @@ def _self_test() -> None:
         sys.exit(f"{error}. Try: pip install --force-reinstall imageio-ffmpeg")
     except Exception as error:  # noqa: BLE001 Genesis raises many kinds for want of OpenGL
         cause = " ".join(str(error).split())
+        loaded = getattr(sys.modules.get("genesis"), "__version__", "none")
+        cause += f". Genesis 0.3.14 to 1.4.5 is supported, and {loaded} is loaded"
         sys.exit(f"{cause}. If OpenGL is missing: apt-get install libgl1 libegl1 libxrender1")
 
 
