@@ -205,11 +205,18 @@ def read_video(
     return Video(path, frames, width, height, codec, pix_fmt, reader)
 
 
-def encode(path: str, rate: Fraction, size: tuple[int, int], raw: BinaryIO) -> None:
-    """Makes a video, as a recording camera does: of frames in a file, and of even sizes only."""
+def encode(path: str, rate: Fraction, size: tuple[int, int], raw: BinaryIO, old: bool) -> None:
+    """Makes a video of frames in a file, as Genesis' camera does, and none of no frame.
+
+    A picture of odd size has been padded since 1.3; before, players that know no yuv444p refused it.
+    """
+    if not raw.tell():
+        return
+    is_odd = any(length % 2 for length in size)
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     command += ["-video_size", "{}x{}".format(*size), "-framerate", str(rate), "-i", "pipe:0"]
-    command += ["-pix_fmt", "yuv420p", f"file:{path}"]
+    command += [] if old else ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]
+    command += ["-pix_fmt", "yuv444p" if old and is_odd else "yuv420p", f"file:{path}"]
     raw.seek(0)
     result = subprocess.run(command, stdin=raw, capture_output=True, check=False)
     if result.returncode:
@@ -265,9 +272,6 @@ class FakeCamera:
             self._stride = max(1, round(1 / ((fps or 60) * self._env.dt)))
             self._next = self._env.steps + self._stride
             self._open_files()
-            # As with Genesis: until it is stopped, a file that no player takes.
-            for path in self._paths(save_to_filename):
-                Path(path).touch()
         self._running = True
 
     def pause_recording(self) -> None:
@@ -292,13 +296,18 @@ class FakeCamera:
         self._path, self._running = "", False
         for name, raw in zip(self._paths(path), self._files):
             with raw:
-                encode(name, rate.limit_denominator(10000), self._size, raw)
+                encode(
+                    name, rate.limit_denominator(10000), self._size, raw, old=bool(save_to_filename)
+                )
 
     def on_step(self) -> None:
         """The scene has stepped."""
         if self._running and self._path and self._env.steps >= self._next:
             self._next += self._stride
             self._keep(self._take())
+            # As with Genesis: until it is stopped, a file that no player takes.
+            for path in self._paths(self._path):
+                Path(path).touch()
 
     def _paths(self, path: str) -> list[str]:
         if not self._separate:
