@@ -3283,6 +3283,34 @@ class TestCost:
         fake.run(wrapper, 2)
         assert trigger.episodes == [0, 1, 2, 3, 4]
 
+    @pytest.mark.clause("EPI-2")
+    def test_flags_that_share_their_memory_are_told_apart(self, fake: Any) -> None:
+        trigger, memory = Asked(), torch.tensor([False, True, False, False, False, False])
+        views = itertools.cycle([memory[::2], memory[:3]])
+        env, truncated = fake.env(), torch.zeros(3, dtype=torch.bool)
+        env.step = lambda actions: (None, None, next(views), truncated, {})
+        wrapper = fake.wrap(env, env_idx=1, episode_trigger=trigger)
+        fake.run(wrapper, 7)  # of which every second ends an episode
+        assert trigger.episodes == [0, 1, 2, 3]
+
+    @pytest.mark.clause("COST-4")
+    def test_nothing_is_made_of_the_same_flags_again(self, fake: Any) -> None:
+        class Known(torch.Tensor):
+            @classmethod
+            def __torch_function__(cls, func: Any, *rest: Any) -> Any:
+                calls.append(func.__name__)
+                return super().__torch_function__(func, *rest)
+
+        calls: list[str] = []
+        env, flags = fake.env(), [torch.zeros(3, dtype=torch.bool) for _ in range(2)]
+        result = (None, None, *(flag.as_subclass(Known) for flag in flags), {})
+        env.step = lambda actions: result
+        wrapper = fake.wrap(env, episode_trigger=never, record_final_episode=False)
+        fake.run(wrapper, 1)
+        calls.clear()
+        fake.run(wrapper, 5)
+        assert set(calls) <= {"data_ptr", "__get__"}
+
     @pytest.mark.clause("COST-2")
     def test_a_recording_takes_one_process(
         self, fake: Any, monkeypatch: pytest.MonkeyPatch
