@@ -1020,15 +1020,24 @@ class Suite:
         """Whether the run was of benchmarks only, or without them, and the clause is of the others."""
         return not clause.ran and bool(clause.skips) and all(BENCHMARK in s for s in clause.skips)
 
+    def _met(self, key: Callable[[Clause], str]) -> dict[str, str]:
+        """How many of the clauses that it is judged by are met, by a key of theirs."""
+        results: dict[str, list[bool]] = {}
+        for clause in self.clauses.values():
+            if self._binds(clause) and not self._left_out(clause):
+                results.setdefault(key(clause), []).append(self.judge(clause)[0] == "pass")
+        return {name: f"{sum(passed)}/{len(passed)}" for name, passed in results.items()}
+
     def totals(self) -> str:
         """The summary line."""
-        parts = []
-        for source in ("documented", "resolved"):
-            bound = [c for c in self.clauses.values() if c.source == source and self._binds(c)]
-            bound = [c for c in bound if not self._left_out(c)]
-            passed = sum(self.judge(clause)[0] == "pass" for clause in bound)
-            parts.append(f"{source}: {passed}/{len(bound)}")
-        return " clauses, ".join(parts)
+        met = self._met(lambda clause: clause.source)
+        return " clauses, ".join(
+            f"{source}: {met[source]}" for source in ("documented", "resolved")
+        )
+
+    def groups(self) -> dict[str, str]:
+        """The same for each group of clauses, such as FILE."""
+        return self._met(lambda clause: clause.id.partition("-")[0])
 
     def about(self) -> dict[str, str]:
         """What is judged, and with what."""
@@ -1061,11 +1070,17 @@ class Suite:
             row = {"id": clause.id, "level": clause.level, "source": clause.source}
             rows.append(row | {"result": result, "why": why})
         if path.suffix == ".json":
-            report = self.about() | {"totals": self.totals(), "clauses": rows}
+            report = self.about() | {
+                "totals": self.totals(),
+                "groups": self.groups(),
+                "clauses": rows,
+            }
             path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             return
         lines = [f"- {name}: {value}" for name, value in self.about().items()]
-        lines += ["", self.totals(), "", "| clause | level | source | result | why |"]
+        lines += ["", self.totals(), "", "| group | clauses met |", "|---|---|"]
+        lines += [f"| {group} | {met} |" for group, met in self.groups().items()]
+        lines += ["", "| clause | level | source | result | why |"]
         lines.append("|---|---|---|---|---|")
         for row in rows:
             lines.append("| " + " | ".join(v.replace("|", "\\|") for v in row.values()) + " |")
