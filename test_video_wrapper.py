@@ -1810,7 +1810,7 @@ class TestClose:
         self, script: Any, real_scene: Any
     ) -> None:
         # Genesis' own exit handler is registered when the scene is made, and destroys it.
-        result = script("""
+        code = """
             world = conftest.World(
                 "genesis", Path(folder), conftest.load(implementation),
                 conftest.GenesisEnv,
@@ -1820,7 +1820,8 @@ class TestClose:
             final = world.wrap(active, step_trigger=never)
             world.run(final, 5)
             raise RuntimeError("training went wrong")
-        """)
+        """
+        result = script(code, timeout=600)  # compiles the scene's kernels, where none are kept yet
         folder = result.world.out_dir
         assert sorted(os.listdir(folder)) == ["0.mp4", "2.mp4"], result.stderr
         assert read_video(folder / "0.mp4", real_scene[1]).steps == [0, 1, 2, 3, 4]
