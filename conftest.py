@@ -1032,7 +1032,7 @@ class Suite:
         """The summary line."""
         met = self._met(lambda clause: clause.source)
         return " clauses, ".join(
-            f"{source}: {met[source]}" for source in ("documented", "resolved")
+            f"{source}: {met.get(source, '0/0')}" for source in ("documented", "resolved")
         )
 
     def groups(self) -> dict[str, str]:
