@@ -268,10 +268,13 @@ class FakeCamera:
         if save_to_filename is not None:
             if self._path:
                 raise RuntimeError("Recording already started.")
+            if fps is not None and fps <= 0:
+                raise ValueError("Framerate of a recording must be positive.")
             self._path = save_to_filename
             self._stride = max(1, round(1 / ((fps or 60) * self._env.dt)))
             self._next = self._env.steps + self._stride
             self._open_files()
+            atexit.register(self.stop_recording)  # Genesis' own exit handler completes it
         self._running = True
 
     def pause_recording(self) -> None:
@@ -284,6 +287,7 @@ class FakeCamera:
         """Writes the video; the arguments are those of until 1.2."""
         if not (self._path or self._running and save_to_filename):
             raise RuntimeError("Recording not started.")
+        atexit.unregister(self.stop_recording)
         path, rate = self._path, Fraction(fps)
         if path:
             rate = Fraction(1 / (self._stride * self._env.dt))
@@ -747,8 +751,10 @@ def drift(world: World) -> tuple[int, int]:
 
 
 # Where the suite runs in the background, Ctrl-C is ignored and Python sets up no handler for it.
+# leave() ends a forked child as sys.exit() does, less the destructors of C++ libraries, which some
+# that an implementation imports do not survive there.
 SCRIPT = """
-import os, signal, sys, time
+import atexit, os, signal, sys, time
 from pathlib import Path
 import conftest
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -757,6 +763,7 @@ conftest.Shown.drift = int(first), int(last)
 base = conftest.env_class(conftest.FakeEnv, base and conftest.load(base))
 world = conftest.World("fake", Path(folder), conftest.load(implementation), base)
 never, first_only = (lambda n: False), (lambda n: n == 0)
+leave = lambda: (atexit._run_exitfuncs(), os._exit(0))
 """
 
 
