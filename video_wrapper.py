@@ -705,8 +705,9 @@ class _DeferredRecording(_Recording):
         self._links = views(s.dyn_state.links for s in self._solvers) + geoms
         self._drawn = views(s.dyn_state.vgeoms for s in self._solvers) + geoms
         envs = list(self._visualizer.context.rendered_envs_idx)
-        everyone = envs == list(range(len(self._links[0])))
-        self._envs = slice(None) if everyone else self._links[0].new_tensor(envs).long()
+        adjacent = slice(envs[0], envs[-1] + 1)  # copies faster than indices do
+        is_slice = envs == list(range(adjacent.start, adjacent.stop))
+        self._envs = adjacent if is_slice else self._links[0].new_tensor(envs).long()
         size = sum(view[self._envs].nbytes for view in self._drawn)
         self._deferred = size * wrapper._length / wrapper._stride < self.LIMIT
         # What else `capture` and `save` use, so that it is missed here and not in mid-training.
