@@ -253,6 +253,7 @@ class FakeCamera:
         self._running = False
         self._path = ""
         self._files: list[BinaryIO] = []
+        self._videos: list[BinaryIO] = []
 
     def render(self, rgb: bool = True, **kinds: bool) -> tuple[Any, None, None, None]:
         """Takes a picture: what Genesis' camera returns for rgb."""
@@ -298,11 +299,17 @@ class FakeCamera:
                 self._keep(frame)
             self._recorded_imgs.clear()
         self._path, self._running = "", False
-        for name, raw in zip(self._paths(path), self._files):
-            with raw:
-                encode(
-                    name, rate.limit_denominator(10000), self._size, raw, old=bool(save_to_filename)
-                )
+        videos, self._videos = self._videos, []
+        with tempfile.TemporaryDirectory() as folder:
+            for i, (name, raw) in enumerate(zip(self._paths(path), self._files)):
+                if videos:
+                    name = os.path.join(folder, f"video{os.path.splitext(name)[1]}")
+                with raw:
+                    rate = rate.limit_denominator(10000)
+                    encode(name, rate, self._size, raw, old=bool(save_to_filename))
+                if videos:
+                    with videos[i] as video:
+                        video.write(Path(name).read_bytes())
 
     def on_step(self) -> None:
         """The scene has stepped."""
@@ -310,8 +317,7 @@ class FakeCamera:
             self._next += self._stride
             self._keep(self._take())
             # As with Genesis: until it is stopped, a file that no player takes.
-            for path in self._paths(self._path):
-                Path(path).touch()
+            self._videos = self._videos or [open(p, "wb") for p in self._paths(self._path)]  # noqa: SIM115
 
     def _paths(self, path: str) -> list[str]:
         if not self._separate:
