@@ -863,16 +863,16 @@ def genesis(suite: Suite, real_scene: Any, tmp_path: Path) -> Iterator[World]:
     world.close()
 
 
-def needs_genesis_1_4(why: str) -> None:
+def needs_genesis_1_4_5(why: str) -> None:
     """Skips the test that runs, if Genesis is older."""
-    if tuple(map(int, installed("genesis-world").split(".")[:2])) < (1, 4):
-        pytest.skip(f"before Genesis 1.4, {why}")
+    if tuple(map(int, installed("genesis-world").split(".")[:3])) < (1, 4, 5):
+        pytest.skip(f"before Genesis 1.4.5, {why}")
 
 
 @pytest.fixture
 def reproducible(genesis: World) -> World:
     """The world with the real scene, where its pictures can be made again from what was stored."""
-    needs_genesis_1_4("pictures cannot be reproduced later")
+    needs_genesis_1_4_5("pictures cannot be reproduced later")
     return genesis
 
 

@@ -47,7 +47,7 @@ from conftest import (
     World,
     box,
     env_class,
-    needs_genesis_1_4,
+    needs_genesis_1_4_5,
     read_step,
     read_video,
     start_genesis,
@@ -1229,7 +1229,7 @@ class TestKeptForLater:
         self, genesis: Any, new_stage: type[Stage], read_video: Any, tmp_path: Path, name: str
     ) -> None:
         if name == "debug drawings":
-            needs_genesis_1_4("two cameras show many debug drawings a little differently")
+            needs_genesis_1_4_5("two cameras show many debug drawings a little differently")
         seen, kept = new_stage(**STAGES[name]), new_stage(**STAGES[name])
         wanted = read_video(record_stage(genesis, seen, "active", tmp_path / "a"))
         video = read_video(record_stage(genesis, kept, "background", tmp_path / "b"))

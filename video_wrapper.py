@@ -9,7 +9,7 @@ in your scene, and the package imageio-ffmpeg, which brings the encoder::
     env.close()
 
 It works with Genesis 0.3.14 to 1.4.5 and with any env and camera that have the methods of the two
-protocols below; only with Genesis 1.4 is a final episode not rendered before it is saved. Ids in
+protocols below; only with Genesis 1.4.5 is a final episode not rendered before it is saved. Ids in
 parentheses, such as (TIME-4), are clauses of the specification that it implements.
 ``python video_wrapper.py`` tries it on this machine.
 
@@ -712,6 +712,9 @@ class _DeferredRecording(_Recording):
         self._deferred = size * wrapper._length / wrapper._stride < self.LIMIT
         # What else `capture` and `save` use, so that it is missed here and not in mid-training.
         camera._transform, camera._debug, camera._followed_entity, camera._attached_link  # noqa: B018
+        self._visualizer._t, self._visualizer.context.reset, self._scene.sim.cur_step_global  # noqa: B018
+        self._visualizer.update_visual_states, [s.update_vgeoms for s in self._solvers]
+        self._shows_drawings()
 
     @classmethod
     def of(cls, wrapper: VideoWrapper, camera: Any, *arguments: Any) -> _DeferredRecording | None:
@@ -764,8 +767,9 @@ class _DeferredRecording(_Recording):
     def _shows_drawings(self) -> bool:
         """Whether there are debug drawings to be seen, which are not stored."""
         c = self._visualizer.context
-        drawings = (c.external_nodes, any(c.dynamic_nodes.values()), c.tracked_nodes)
-        return self._camera.debug and any((*drawings, c.world_frame_shown, c.link_frame_shown))
+        nodes = (c.external_nodes, any(c.dynamic_nodes.values()), c.tracked_nodes)
+        shown = (*nodes, c.world_frame_shown, c.link_frame_shown)
+        return self._camera.debug and any(shown)
 
     def _render_stored(self) -> None:
         count, told = len(self._stored), time.monotonic()
