@@ -792,6 +792,15 @@ def module(implementation: type) -> Any:
 
 
 @pytest.fixture(scope="session")
+def leave_to(suite: Suite) -> Callable[[str], None]:
+    """Skips what another implementation fails for another clause, which is to be named.
+
+    Of the module here nothing is skipped, or the test would stay green when that breaks.
+    """
+    return pytest.fail if suite.implementation_name == DEFAULT_IMPLEMENTATION else pytest.skip
+
+
+@pytest.fixture(scope="session")
 def spec_version(suite: Suite) -> str:
     """The version of spec/README.md."""
     return suite.spec_version

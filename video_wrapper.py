@@ -22,7 +22,6 @@ SPDX-License-Identifier: MIT
 from __future__ import annotations
 
 import _thread
-import argparse
 import atexit
 import contextlib
 import glob
@@ -883,6 +882,9 @@ def _clear_leftovers(folder: str) -> None:
             os.unlink(path)
 
 
+# The self-test. Nothing above needs it: whoever keeps a copy of this file may cut it off here.
+
+
 class _SelfTestEnv:
     """A Go2 on a plane that squats and rises."""
 
@@ -926,6 +928,8 @@ class _SelfTestEnv:
 
 def _self_test() -> None:
     """Records a triggered and a final-episode video of a real scene (MAIN-1, 2)."""
+    import argparse
+
     parser = argparse.ArgumentParser(description=_self_test.__doc__)
     parser.add_argument("--out-dir", default="./videos", help="folder for the two videos")
     parser.add_argument("--steps", type=int, default=200, help="steps of 0.02 s in all")
@@ -957,8 +961,8 @@ def _self_test() -> None:
         sys.exit(f"{error}. Try: pip install --force-reinstall imageio-ffmpeg")
     except Exception as error:  # noqa: BLE001 Genesis raises many kinds for want of OpenGL
         cause = " ".join(str(error).split())
-        loaded = getattr(sys.modules.get("genesis"), "__version__", "none")
-        cause += f". Genesis 0.3.14 to 1.4.5 is supported, and {loaded} is loaded"
+        if loaded := getattr(sys.modules.get("genesis"), "__version__", ""):
+            cause += f". Genesis 0.3.14 to 1.4.5 is supported, and {loaded} is loaded"
         sys.exit(f"{cause}. If OpenGL is missing: apt-get install libgl1 libegl1 libxrender1")
 
 
