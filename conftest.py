@@ -15,6 +15,7 @@ import inspect
 import json
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -1190,20 +1191,38 @@ class Turns:
         self._benchmark = benchmark
         self._rows = rows
 
-    def run(self, rounds: int, **candidates: Callable[[], Any]) -> dict[str, np.ndarray]:
-        """The last candidate is the benchmark's own; the others are run before it in each round."""
-        *others, (last, target) = candidates.items()
-        times: dict[str, list[float]] = {name: [] for name in candidates}
+    def run(
+        self, rounds: int, pause: float = 0, **candidates: Callable[[], Any]
+    ) -> dict[str, np.ndarray]:
+        """Rounds of all candidates, each after a pause in seconds. The last is the benchmark's own.
 
-        def take_turns() -> None:
-            for name, other in others:
+        Each round has an order of its own: in a fixed one, what repeats every few calls, and what a
+        candidate leaves behind for the next, would count for always the same one.
+        """
+        target = list(candidates)[-1]
+        times: dict[str, list[float]] = {name: [] for name in candidates}
+        order = list(candidates)
+        shuffle = random.Random(0).shuffle
+
+        def take_turns(names: list[str]) -> None:
+            for name in names:
                 start = time.perf_counter()
-                other()
+                candidates[name]()
                 times[name].append(time.perf_counter() - start)
 
-        self._benchmark.pedantic(target, setup=take_turns, rounds=rounds, warmup_rounds=1)
+        def before() -> None:
+            time.sleep(pause)
+            shuffle(order)
+            take_turns(order[: order.index(target)])
+
+        def after() -> None:
+            take_turns(order[order.index(target) + 1 :])
+
+        self._benchmark.pedantic(
+            candidates[target], setup=before, teardown=after, rounds=rounds, warmup_rounds=1
+        )
         times = {name: values[1:] for name, values in times.items()}
-        times[last] = self._benchmark.stats.stats.data
+        times[target] = self._benchmark.stats.stats.data
         return {name: np.array(values) for name, values in times.items()}
 
     def report(self, name: str, goal: str = "", **figures: str) -> None:

@@ -657,7 +657,8 @@ class _Recording:
             self._stderr.seek(0)
             words = self._stderr.read().decode(errors="replace").strip()[-1000:]
             if code or self._error is not None:
-                self._failure = words or f"ffmpeg ended with {code}: {self._error}"
+                why = self._error or "it was killed or gave no reason"
+                self._failure = words or f"ffmpeg ended with code {code}: {why}"
         elif self._error is not None:
             self._failure = str(self._error)
         try:
