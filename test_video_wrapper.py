@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import gc
 import http.server
 import importlib.util
 import inspect
@@ -29,6 +30,7 @@ import textwrap
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -1486,6 +1488,15 @@ class TestFiles:
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("FILE-8")
+    def test_a_camera_that_returns_the_picture_alone(self, fake: Any) -> None:
+        wrapper = fake.wrap()
+        camera = wrapper.unwrapped.camera
+        render = camera.render
+        camera.render = lambda *kinds, **options: render(*kinds, **options)[0]
+        fake.run(wrapper, 8)
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("FILE-8")
     def test_a_frame_buffer_that_the_camera_reuses_is_copied(self, fake: Any) -> None:
         wrapper = fake.wrap()
         buffer = np.zeros((64, 96, 3), np.uint8)
@@ -2003,6 +2014,19 @@ class TestClose:
         fake.wrap()
         assert fake.files() == ["policy.mp4"]
 
+    @pytest.mark.clause("CLOSE-10")
+    def test_after_close_nothing_keeps_the_wrapper(self, fake: Any, implementation: type) -> None:
+        env = fake.env()  # not by fake.wrap(), which keeps what it wraps
+        wrapper = implementation(env, video_length_sec=0.5, out_dir=str(fake.out_dir))
+        wrapper.build()
+        for _ in range(8):
+            wrapper.step(torch.zeros(env.num_envs, env.num_actions))
+        wrapper.close()
+        kept = weakref.ref(wrapper)
+        del wrapper
+        gc.collect()
+        assert kept() is None
+
 
 # Saves a video of five frames, and is killed when the next has a hundred.
 KILLED = """
@@ -2432,7 +2456,7 @@ class TestLogging:
         fake.run(wrapper, 20)
         line = capsys.readouterr().out.splitlines()[0]
         count = fake.video("0.mp4").count
-        assert re.search(rf"\b{count} frames.*\b{0.3 * count:.4g} s.*\b3\.333 fps", line)
+        assert re.search(rf" {count} frames.* {0.3 * count:.4g} s.*\b3\.333 fps", line)
         assert "earlier" not in line
 
     @pytest.mark.clause("LOG-2")

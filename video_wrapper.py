@@ -62,11 +62,11 @@ _MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 class Camera(Protocol):
     """What a recording needs of a camera. A Genesis camera has it."""
 
-    def render(self) -> tuple[Any, ...]:
-        """Returns a tuple that begins with the picture.
+    def render(self) -> Any:
+        """Returns the picture, or a tuple that begins with it.
 
         That is a uint8 array or tensor of shape (height, width, 3), or (n, height, width, 3) with a
-        picture of each rendered env.
+        picture of each rendered env (FILE-8, 9).
         """
 
 
@@ -368,7 +368,7 @@ class VideoWrapper(Wrapper):
         """Saves what runs or is kept, then closes the env, also if saving fails (CLOSE-1, 2)."""
         try:
             self._save_all()
-            atexit.unregister(self._save_all)
+            atexit.unregister(self._save_all)  # it would keep the env in memory (CLOSE-10)
         finally:
             super().close()
 
