@@ -34,6 +34,7 @@ import weakref
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, get_origin
 
 import gymnasium
@@ -200,7 +201,7 @@ class TestApi:
         assert "SPDX-License-Identifier: MIT" in module.__doc__
 
     @pytest.mark.clause("API-9")
-    def test_it_is_a_wrapper_of_genesis_forge_where_that_is_loaded(
+    def test_it_is_a_wrapper_of_the_library_whose_envs_it_wraps(
         self, implementation: type, fake: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class ForgeWrapper:
@@ -2546,6 +2547,17 @@ class TestDelegation:
         assert wrapper.reset(env_ids=(0, 2)) is answers[0, 2]
         assert asked == [None, (0, 2), (0, 2)]
         assert wrapper.get_observations() is observations
+
+    @pytest.mark.clause("TRAIN-3")
+    def test_an_env_needs_no_more_than_what_is_called(self, fake: Any) -> None:
+        env = fake.env()
+        needed = ("dt", "num_envs", "camera", "step", "close")
+        plain = SimpleNamespace(**{name: getattr(env, name) for name in needed})
+        wrapper = fake.wrap(plain, build=False)
+        fake.run(wrapper, 8)
+        wrapper.close()
+        assert wrapper.unwrapped is plain
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("TRAIN-3")
     def test_an_env_whose_reset_takes_no_envs_can_be_reset(self, fake: Any) -> None:
