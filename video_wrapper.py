@@ -384,16 +384,17 @@ class VideoWrapper(Wrapper):
         i = self._env_idx
         last_terminated, last_truncated, memory, elements = self._last_flags
         try:
-            same = terminated is last_terminated and truncated is last_truncated
-            if not same or (terminated.data_ptr(), truncated.data_ptr()) != memory:
-                if not (terminated.is_cpu and truncated.is_cpu):
-                    # Waits for a device once, not twice.
-                    return bool(terminated[i].logical_or(truncated[i]))
-                # Arrays over the tensors' memory, since indexing a tensor makes another tensor.
-                # Many envs return the same tensors each time: then these are made once.
-                memory = terminated.data_ptr(), truncated.data_ptr()
+            if not (terminated.is_cpu and truncated.is_cpu):
+                # Waits for a device once, not twice.
+                return bool(terminated[i].logical_or(truncated[i]))
+            if terminated is not last_terminated or truncated is not last_truncated:
+                self._last_flags = terminated, truncated, None, None
+                return bool(terminated[i].item() or truncated[i].item())
+            # Many envs return the same tensors each time. These are read through arrays over their
+            # memory, made once, since indexing a tensor makes another tensor.
+            if (now := (terminated.data_ptr(), truncated.data_ptr())) != memory:
                 elements = terminated.numpy()[i, ...], truncated.numpy()[i, ...]
-                self._last_flags = terminated, truncated, memory, elements
+                self._last_flags = terminated, truncated, now, elements
             return bool(elements[0].item() or elements[1].item())
         except (AttributeError, TypeError, RuntimeError):  # no tensors, or none with an array
             return any(flags is not None and bool(flags[i]) for flags in (terminated, truncated))
