@@ -1879,6 +1879,17 @@ class TestClose:
         assert read_video(folder / "0.mp4", real_scene[1]).steps == [0, 1, 2, 3, 4]
         assert read_video(folder / "2.mp4", real_scene[1]).steps == [2, 3, 4]
 
+    @pytest.mark.clause("CLOSE-4")
+    def test_where_no_thread_starts_any_more_videos_are_saved_all_the_same(
+        self, fake: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8))
+        refuse_threads(monkeypatch)
+        fake.run(wrapper, 11)
+        wrapper.close()
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4], "8.mp4": [8, 9, 10]}
+        assert fake.files() == ["0.mp4", "8.mp4"]
+
     @pytest.mark.clause("CLOSE-5")
     def test_a_forked_child_leaves_the_recording_alone(self, script: Any) -> None:
         result = script("""
@@ -2366,6 +2377,25 @@ class TestFaults:
         """)
         assert result.stderr == "closed\n"
         assert result.world.files() == ["größe.mp4"]
+
+    @pytest.mark.clause("FAIL-5")
+    def test_an_interrupt_while_a_video_is_saved_costs_nothing(
+        self, fake: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*line: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+        wrapper = fake.wrap(
+            step_trigger=lambda n: n in (0, 8), record_final_episode=False, logging=True
+        )
+        fake.run(wrapper, 3)
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr("builtins.print", interrupt)
+            wrapper.finish_recording()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fake.run(wrapper, 17)
+        assert fake.videos() == {"0.mp4": [0, 1, 2], "8.mp4": [8, 9, 10, 11, 12]}
 
     @needs_proc
     @pytest.mark.clause("FAIL-5")
@@ -3195,6 +3225,16 @@ class Flags(torch.Tensor):
         return result
 
 
+def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets no thread start, as Python from 3.12 on while it exits."""
+
+    def refuse(*arguments: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
 def frames_until_steps_wait(fake: Any) -> int:
     """Counts the frames of a recording whose encoder stands still after the first."""
     before = encoders()
@@ -3515,15 +3555,11 @@ class TestCost:
     def test_a_step_with_a_frame(
         self, fake: Any, turns: Any, monkeypatch: pytest.MonkeyPatch, thread: bool, pause: float
     ) -> None:
-        def refuse(*arguments: Any) -> None:
-            raise RuntimeError("can't start new thread")
-
         env = ready(fake, size=(1280, 720))
         env.camera.render = moving_pictures(1280, 720)
         wrapper = fake.wrap(env, step_trigger=first_only, video_length_sec=1e4)
         if not thread:
-            monkeypatch.setattr("_thread.start_new_thread", refuse)
-            monkeypatch.setattr(threading.Thread, "start", refuse)
+            refuse_threads(monkeypatch)
         fake.run(wrapper, 1)
         monkeypatch.undo()
         times = turns.run(
