@@ -343,7 +343,7 @@ class TestArguments:
             setattr(env, name, value)
         with pytest.raises((ValueError, TypeError, OSError)) as caught:
             fake.wrap(env, **({"fps": 10} | ({} if is_of_env else {name: value})))
-        assert re.search(rf"(?s){name}.*{re.escape(repr(value))}", str(caught.value))
+        assert re.search(rf"(?s)\b{name}\b.*{re.escape(repr(value))}", str(caught.value))
 
 
 class TestBuild:
@@ -643,6 +643,14 @@ class TestTriggers:
         wrapper = fake.wrap(terminated_at={1, 3}, episode_trigger=trigger)
         fake.run(wrapper, 8)
         assert trigger.numbers == [0, 2]
+
+    @pytest.mark.clause("TRIG-5")
+    def test_the_first_episode_that_is_asked_for_may_be_a_later_one(self, fake: Any) -> None:
+        trigger = Asked(1)
+        wrapper = fake.wrap(terminated_at={2}, episode_trigger=trigger)
+        wrapper.start_recording()
+        fake.run(wrapper, 8)
+        assert trigger.numbers == [1]
 
     @pytest.mark.clause("TRIG-5")
     def test_a_long_episode_is_one_video(self, world: Any) -> None:
