@@ -2135,6 +2135,19 @@ class TestFaults:
         assert len(caught) == 1
         assert fake.files() == []
 
+    @pytest.mark.clause("FAIL-1")
+    def test_an_encoder_that_cannot_be_started_gives_one_warning(
+        self, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        program = tmp_path / "ffmpeg"
+        program.write_text("not executable")
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        with pytest.warns(RuntimeWarning, match=r"(?s)0\.mp4.*Permission denied") as caught:
+            assert len(fake.run(wrapper, 7)) == 7
+        assert len(caught) == 1
+        assert fake.files() == []
+
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     def test_a_folder_that_went_away_gives_one_warning(self, fake: Any) -> None:
         wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
