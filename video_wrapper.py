@@ -384,7 +384,7 @@ class VideoWrapper(Wrapper):
         i = self._env_idx
         last_terminated, last_truncated, memory, elements = self._last_flags
         try:
-            if not (terminated.is_cpu and truncated.is_cpu):
+            if not terminated.is_cpu:
                 # Waits for a device once, not twice.
                 return bool(terminated[i].logical_or(truncated[i]))
             if terminated is not last_terminated or truncated is not last_truncated:
