@@ -759,7 +759,8 @@ def drift(world: World) -> tuple[int, int]:
 
 # Where the suite runs in the background, Ctrl-C is ignored and Python sets up no handler for it.
 # leave() ends a forked child as sys.exit() does, less the destructors of C++ libraries, which some
-# that an implementation imports do not survive there.
+# that an implementation imports do not survive there. A child that hangs, in them or in what is
+# judged, would outlive the suite: the alarm ends it.
 SCRIPT = """
 import atexit, os, signal, sys, time
 from pathlib import Path
@@ -771,6 +772,8 @@ base = conftest.env_class(conftest.FakeEnv, base and conftest.load(base))
 world = conftest.World("fake", Path(folder), conftest.load(implementation), base)
 never, first_only = (lambda n: False), (lambda n: n == 0)
 leave = lambda: (atexit._run_exitfuncs(), os._exit(0))
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: signal.alarm(100))
 """
 
 
