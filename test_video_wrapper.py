@@ -1663,6 +1663,7 @@ class TestFiles:
 
             def used():
                 gc.collect()
+                time.sleep(1)  # threads that have done their work need a moment to end
                 status = Path("/proc/self/status").read_text().split()
                 children = [c for p in Path("/proc/self/task").glob("*/children") for c in p.read_text().split()]
                 files, threads = (len(os.listdir(f"/proc/self/{n}")) for n in ("fd", "task"))
