@@ -2449,14 +2449,15 @@ class TestFaults:
             before = threads()
             for _ in range(int(os.environ.get("VIDEO_WRAPPER_INTERRUPTS", "60"))):
                 try:
-                    # Again after a second, since Python drops what is raised in a destructor.
-                    signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.03), 1)
-                    while True:
+                    signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.03))
+                    # Not without end, since Python drops what is raised in a destructor.
+                    until = time.monotonic() + 1
+                    while time.monotonic() < until:
                         world.run(wrapper, 1)
                         if dice.random() < 0.1:
                             wrapper.finish_recording()
                 except KeyboardInterrupt:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    pass
             world.run(wrapper, 10)
             wrapper.close()
             for name, steps in world.videos().items():
