@@ -2,31 +2,25 @@
 
 They judge from outside: they decode the videos and read which steps they show. `world.wrap` makes an
 env with dt = 0.1 s and wraps it for videos of 0.5 s at 10 fps, so that a recording of five steps is
-five frames, unless the test says otherwise. See conftest.py.
+five frames, unless the test says otherwise. See conftest.py. spec/README.md says which tests stand in other files.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import functools
 import gc
-import http.server
 import importlib.util
 import inspect
 import itertools
 import json
 import math
 import os
-import queue
-import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 import warnings
@@ -35,36 +29,26 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, get_origin
+from typing import Any, get_origin
 
-import gymnasium
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 
 from conftest import (
-    EACH_FRAME,
-    FakeEnv,
     Shown,
-    World,
-    box,
-    env_class,
-    needs_genesis_1_4_5,
+    encoders,
+    first_only,
+    needs_proc,
+    never,
+    psnr,
     read_step,
     read_video,
-    start_genesis,
-    torchrun,
-    vis_options,
+    refuse_threads,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "spec" / "vectors.json").read_text())
 STUB = ast.parse((Path(__file__).parent / "spec" / "video_wrapper.pyi").read_text())
-
-
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/stat").exists(), reason="finds ffmpeg in /proc"
-)
 
 
 def stub_functions(decorated: bool) -> list[ast.FunctionDef]:
@@ -387,10 +371,6 @@ class TestBuild:
 def timing(*clauses: str) -> Any:
     rows = [row for row in VECTORS["timing"] if not clauses or row["clause"] in clauses]
     return pytest.mark.parametrize("row", rows, ids=[row["note"] for row in rows])
-
-
-def first_only(n: int) -> bool:
-    return n == 0
 
 
 def plain(videos: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -741,6 +721,36 @@ class TestEpisodes:
         fake.run(wrapper, 6)
         assert trigger.episodes == [0, 1, 2]
 
+    @pytest.mark.clause("EPI-2")
+    def test_flags_are_read_where_their_tensor_is_now(self, fake: Any) -> None:
+        env, trigger, flags = fake.env(), Asked(), torch.zeros(3, dtype=torch.bool)
+        truncated = torch.zeros(3, dtype=torch.bool)
+        env.step = lambda actions: (None, None, flags, truncated, {})
+        wrapper = fake.wrap(env, episode_trigger=trigger)
+        fake.run(wrapper, 2)
+        flags[0] = True
+        fake.run(wrapper, 2)
+        flags.data = torch.zeros(3, dtype=torch.bool)
+        fake.run(wrapper, 2)
+        flags.data[0] = True
+        fake.run(wrapper, 1)
+        assert trigger.episodes == [0, 1, 2]
+        flags[0] = False
+        fake.run(wrapper, 2)
+        truncated[0] = True
+        fake.run(wrapper, 2)
+        assert trigger.episodes == [0, 1, 2, 3, 4]
+
+    @pytest.mark.clause("EPI-2")
+    def test_flags_that_share_their_memory_are_told_apart(self, fake: Any) -> None:
+        trigger, memory = Asked(), torch.tensor([False, True, False, False, False, False])
+        views = itertools.cycle([memory[::2], memory[:3]])
+        env, truncated = fake.env(), torch.zeros(3, dtype=torch.bool)
+        env.step = lambda actions: (None, None, next(views), truncated, {})
+        wrapper = fake.wrap(env, env_idx=1, episode_trigger=trigger)
+        fake.run(wrapper, 7)  # of which every second ends an episode
+        assert trigger.episodes == [0, 1, 2, 3]
+
     @pytest.mark.clause("EPI-3")
     @pytest.mark.parametrize("none", [{"terminated"}, {"truncated"}, {"terminated", "truncated"}])
     def test_flags_may_be_none(self, fake: Any, none: set[str]) -> None:
@@ -863,10 +873,6 @@ class TestEpisodes:
             assert [n - 1000 * thousands for n in around if trigger(n)] == [0]
 
 
-def never(number: int) -> bool:
-    return False
-
-
 class TestRecordings:
     @pytest.mark.clause("REC-1")
     def test_a_recording_started_by_hand_begins_with_the_next_step(self, world: Any) -> None:
@@ -983,6 +989,14 @@ class TestFinalEpisode:
         wrapper.close()
         assert fake.videos() == {"9.mp4": [9, 10, 11]}
 
+    @pytest.mark.clause("FIN-1")
+    def test_the_final_episode_overwrites_too(self, world: Any) -> None:
+        wrapper = world.wrap(terminated_at={7}, step_trigger=first_only, filename="policy.mp4")
+        world.run(wrapper, 10)
+        assert world.videos() == {"policy.mp4": [0, 1, 2, 3, 4]}
+        wrapper.close()
+        assert world.videos() == {"policy.mp4": [8, 9]}
+
     @pytest.mark.clause("FIN-2")
     def test_a_background_recording_covers_the_first_steps_of_its_episode(self, world: Any) -> None:
         wrapper = world.wrap(terminated_at={9}, step_trigger=never)
@@ -1021,360 +1035,28 @@ class TestFinalEpisode:
         wrapper.close()
         assert world.videos() == {"0.mp4": [0, 1, 2]}
 
+    @pytest.mark.clause("FIN-3")
+    @pytest.mark.parametrize("kind", ["step_trigger", "episode_trigger"])
+    def test_a_trigger_that_raises_does_not_cost_the_episode_before(
+        self, fake: Any, kind: str
+    ) -> None:
+        def trigger(number: int) -> bool:
+            if number == 3:
+                raise ZeroDivisionError("trigger")
+            return False
+
+        wrapper = fake.wrap(terminated_at={0, 1, 2}, **{kind: trigger})
+        with pytest.raises(ZeroDivisionError, match="trigger"):
+            fake.run(wrapper, 4)
+        wrapper.close()
+        assert fake.videos() == {"2.mp4": [2]}
+
     @pytest.mark.clause("FIN-4")
     def test_without_record_final_episode_close_saves_none(self, world: Any) -> None:
         wrapper = world.wrap(terminated_at={3}, step_trigger=never, record_final_episode=False)
         world.run(wrapper, 8)
         wrapper.close()
         assert world.files() == []
-
-
-class Stage:
-    """A real scene in which bodies fall, collide and are thrown about, and an env around it.
-
-    Args:
-        scene: Keyword arguments of the scene's VisOptions.
-        camera: Keyword arguments of the camera.
-        n_envs: 0 builds the scene without a batch dimension.
-        setup: Called with the stage once it is built.
-        on_step: Called with the stage after each step of the scene.
-        add: Called with the stage before it is built, to add what else is to be there.
-    """
-
-    # Named here to stand before the properties of the same names that an --env-base may have.
-    dt = 0.02
-    num_envs = 1
-    scene: Any = None
-    camera: Any = None
-    can_be_wrapped = True
-
-    def __init__(
-        self,
-        scene: dict[str, Any] | None = None,
-        camera: dict[str, Any] | None = None,
-        n_envs: int = 2,
-        setup: Callable[[Stage], Any] = lambda stage: None,
-        on_step: Callable[[Stage], Any] = lambda stage: None,
-        add: Callable[[Stage], Any] = lambda stage: None,
-    ) -> None:
-        import genesis as gs
-
-        self.num_envs = max(n_envs, 1)
-        self.batch = (n_envs,) if n_envs else ()
-        self.on_step = on_step
-        self.t = 0
-        np.random.seed(0)  # Genesis draws collision geometry in random colours
-        self.scene = gs.Scene(
-            sim_options=gs.options.SimOptions(dt=self.dt),
-            vis_options=vis_options(**(scene or {})),
-            show_viewer=False,
-        )
-        self.scene.add_entity(gs.morphs.Plane())
-        self.boxes = [
-            self.scene.add_entity(
-                gs.morphs.Box(size=(0.2, 0.2, 0.2), pos=(0.02 * i, 0.015 * i, 0.15 + 0.22 * i))
-            )
-            for i in range(3)
-        ]
-        self.fixed = self.scene.add_entity(
-            gs.morphs.Box(
-                size=(0.1, 0.3, 0.1), pos=(0.5, 0.0, 0.3), fixed=True, batch_fixed_verts=True
-            )
-        )
-        add(self)
-        look = {"res": (160, 120), "pos": (2.0, -2.0, 1.2), "lookat": (0.0, 0.0, 0.3)}
-        self.camera = self.scene.add_camera(**{**look, **(camera or {})})
-        self.side_camera = self.scene.add_camera(res=(64, 48), pos=(1.0, 2.0, 1.0))
-        self.scene.build(n_envs=n_envs, **({"env_spacing": (1.5, 1.5)} if n_envs else {}))
-        throw = np.random.default_rng(0).normal(size=(self.num_envs, 6)) * [2, 2, 1, 6, 6, 6]
-        self.boxes[0].set_dofs_velocity(self.each(throw))
-        setup(self)
-
-    @property
-    def unwrapped(self) -> Stage:
-        return self
-
-    def each(self, values: Any) -> torch.Tensor:
-        """Values for every env: of one, or of each."""
-        tensor = torch.as_tensor(np.asarray(values), dtype=torch.float32)
-        return tensor.expand(*self.batch, tensor.shape[-1]) if self.batch else tensor.reshape(-1)
-
-    def state(self) -> list[torch.Tensor]:
-        solver = self.scene.rigid_solver
-        return [solver.get_qpos().clone(), solver.get_dofs_velocity().clone()]
-
-    def build(self) -> None:
-        pass
-
-    def step(self, actions: Any = None) -> Any:
-        self.t += 1
-        angle = 0.15 * self.t
-        self.fixed.set_pos(self.each([0.5 * math.cos(angle), 0.5 * math.sin(angle), 0.3]))
-        self.fixed.set_quat(self.each([math.cos(angle), 0, 0, math.sin(angle)]))
-        if self.t % 7 == 3:
-            self.boxes[1].control_dofs_force(self.each([4, -3, 30, 1, 1, 0]))
-        self.scene.step()
-        self.on_step(self)
-        return None, None, *torch.zeros((2, self.num_envs), dtype=torch.bool), {}
-
-    def close(self) -> None:
-        pass
-
-
-def follow(**options: Any) -> Callable[[Stage], None]:
-    return lambda stage: stage.camera.follow_entity(stage.boxes[0], **options)
-
-
-def attach(stage: Stage) -> None:
-    offset = np.eye(4)
-    offset[:3, :3] = [[0, 0, -1], [-1, 0, 0], [0, 1, 0]]
-    offset[:3, 3] = [-1.5, 0, 0.8]
-    stage.camera.attach(stage.boxes[1].base_link, offset)
-
-
-def orbit(stage: Stage) -> None:
-    angle = 0.1 * stage.t
-    stage.camera.set_pose(pos=(2 * math.cos(angle), 2 * math.sin(angle), 1), lookat=(0, 0, 0.3))
-
-
-def reset_now_and_then(stage: Stage) -> None:
-    if stage.t % 5 == 0:
-        stage.boxes[2].set_qpos(stage.each([0.1, 0.1, 0.5, 1, 0, 0, 0]))
-
-
-def render_and_reset(stage: Stage) -> None:
-    if stage.t % 2:
-        (stage.camera if stage.t % 3 else stage.side_camera).render()
-    reset_now_and_then(stage)
-
-
-def draw_sphere(stage: Stage) -> None:
-    stage.scene.draw_debug_sphere((0, 0, 0.1 * stage.t), radius=0.1, color=(1, 0, 0, 1))
-
-
-def draw_sphere_late(stage: Stage) -> None:
-    if stage.t == 7:
-        stage.scene.draw_debug_sphere((0, 0, 0.5), radius=0.3, color=(1, 0, 0, 1))
-
-
-def collision_box(stage: Stage) -> None:
-    import genesis as gs
-
-    surface = gs.surfaces.Default(vis_mode="collision")
-    stage.scene.add_entity(gs.morphs.Box(size=(0.2,) * 3, pos=(0, 0.4, 0.6)), surface=surface)
-
-
-def kinematic_box(stage: Stage) -> None:
-    import genesis as gs
-
-    if not hasattr(gs.materials, "Kinematic"):
-        pytest.skip("this Genesis has no kinematic entities")
-    material = gs.materials.Kinematic()
-    morph = gs.morphs.Box(size=(0.1,) * 3, pos=(-0.5, 0, 0.3))
-    stage.ghost = stage.scene.add_entity(morph, material=material)
-
-
-def move_ghost(stage: Stage) -> None:
-    stage.ghost.set_pos(stage.each([-0.5, 0.1 * stage.t, 0.3]))
-
-
-def soft_box(stage: Stage) -> None:
-    import genesis as gs
-
-    morph = gs.morphs.Box(size=(0.1,) * 3, pos=(0.5, 0.5, 0.5))
-    stage.scene.add_entity(morph, material=gs.materials.MPM.Elastic())
-
-
-STAGES: dict[str, dict[str, Any]] = {
-    "static camera": {},
-    "no batch dimension": {"n_envs": 0},
-    "set_pose in the env's step": {"on_step": orbit},
-    "following camera": {"setup": follow()},
-    "following camera, smoothing": {"setup": follow(smoothing=0.8)},
-    "following camera, smoothing, fixed orientation": {
-        "setup": follow(smoothing=0.8, fix_orientation=True)
-    },
-    "attached camera": {"setup": attach},
-    "camera of an env": {"n_envs": 3, "camera": {"env_idx": 2}},
-    "rendered_envs_idx": {
-        "n_envs": 4,
-        "scene": {"rendered_envs_idx": [1, 3]},
-        "camera": {"env_idx": 3},
-        "setup": follow(smoothing=0.5),
-    },
-    "a picture of each env": {
-        "n_envs": 3,
-        "scene": {"rendered_envs_idx": [0, 2], "split_envs": True},
-        "setup": follow(smoothing=0.5),
-    },
-    "env that resets in step": {"on_step": reset_now_and_then},
-    "user who renders too": {"on_step": render_and_reset, "setup": follow(smoothing=0.8)},
-    "collision geometry": {"add": collision_box},
-    "kinematic entity": {"add": kinematic_box, "on_step": move_ghost},
-    "debug drawings": {"on_step": draw_sphere, "camera": {"debug": True}},
-    "debug drawings in mid-recording": {"on_step": draw_sphere_late, "camera": {"debug": True}},
-}
-# Which cannot be rendered later, or not all of it.
-DRAWN = ("debug drawings", "debug drawings in mid-recording")
-
-
-@pytest.fixture
-def new_stage(suite: Any, genesis: Any) -> type[Stage]:
-    """`Stage`, as the implementation wants an env to be."""
-    return env_class(Stage, suite.env_base)
-
-
-def wrap_stage(world: Any, stage: Stage, **keywords: Any) -> Any:
-    """Wraps it so that a recording covers 12 steps, with a frame every second one."""
-    defaults = {"video_length_sec": 0.24, "fps": 25, "step_trigger": never}
-    return world.wrap(stage, **{**defaults, **keywords})
-
-
-def record_stage(
-    world: Any, stage: Stage, type: str, out_dir: Path, leave_to: Callable[[str], None]
-) -> Path:
-    """Records these, and closes. Returns the video."""
-    wrapper = wrap_stage(world, stage, out_dir=str(out_dir), record_final_episode=False)
-    if type == "active":
-        wrapper.start_recording()
-    elif "type" in inspect.signature(wrapper.start_recording).parameters:
-        wrapper.start_recording(type)
-    for _ in range(12):
-        wrapper.step(None)
-    wrapper.close()
-    path = out_dir / "0.mp4"
-    if not path.exists():
-        leave_to("it saves no background recording, or one of another name: REC-4 and FILE-9")
-    return path
-
-
-class TestKeptForLater:
-    @pytest.mark.clause("FIN-5")
-    @pytest.mark.parametrize("name", STAGES)
-    def test_a_background_recording_shows_what_an_active_one_shows(
-        self, genesis: Any, new_stage: type[Stage], read_video: Any, tmp_path: Path, leave_to: Any,
-        name: str,
-    ) -> None:  # fmt: skip
-        if name == "debug drawings":
-            needs_genesis_1_4_5("two cameras show many debug drawings a little differently")
-        seen, kept = new_stage(**STAGES[name]), new_stage(**STAGES[name])
-        wanted = read_video(record_stage(genesis, seen, "active", tmp_path / "a", leave_to))
-        video = read_video(record_stage(genesis, kept, "background", tmp_path / "b", leave_to))
-        assert video.count == wanted.count > 4
-        # The encoder gives the same for the same, so that one pixel's difference would show.
-        assert all(np.array_equal(a, b) for a, b in zip(video.frames, wanted.frames))
-        assert psnr(wanted.frames[0], wanted.frames[-1]) < 40  # the bodies do move
-        for _ in range(100):
-            seen.step()
-            kept.step()
-            assert all(torch.equal(a, b) for a, b in zip(seen.state(), kept.state()))
-        assert np.array_equal(np.array(seen.camera.render()[0]), np.array(kept.camera.render()[0]))
-
-    @pytest.mark.clause("FIN-5")
-    def test_what_cannot_be_rendered_later_is_recorded_all_the_same(
-        self, genesis: Any, new_stage: type[Stage], read_video: Any, tmp_path: Path, leave_to: Any
-    ) -> None:
-        stages = {type: new_stage(n_envs=1, add=soft_box) for type in ("active", "background")}
-        wanted, video = (
-            read_video(record_stage(genesis, stage, type, tmp_path / type, leave_to))
-            for type, stage in stages.items()
-        )
-        assert video.count == wanted.count > 4
-        assert all(np.array_equal(a, b) for a, b in zip(video.frames, wanted.frames))
-
-    @pytest.mark.clause("FIN-6")
-    @pytest.mark.parametrize(
-        "name", [name for name in STAGES if name not in (*DRAWN, "user who renders too")]
-    )
-    def test_nothing_is_rendered_until_it_is_saved(
-        self, reproducible: Any, new_stage: type[Stage], leave_to: Any, name: str
-    ) -> None:
-        stage = new_stage(**STAGES[name])
-        renders = count_renders(stage)
-        wrapper = wrap_stage(reproducible, stage)
-        for _ in range(20):
-            wrapper.step(None)
-        assert renders == []
-        wrapper.close()
-        if not reproducible.files():
-            leave_to("it saves no final episode, which is FIN-1's")
-        assert len(renders) == 6
-
-    @pytest.mark.clause("FIN-8")
-    def test_what_would_take_too_much_memory_is_rendered_at_once(
-        self, genesis: Any, new_stage: type[Stage]
-    ) -> None:
-        stage = new_stage()
-        renders = count_renders(stage)
-        wrapper = wrap_stage(genesis, stage, video_length_sec=1e5)
-        for _ in range(4):
-            wrapper.step(None)
-        assert len(renders) == 2
-        wrapper.close()
-        assert len(renders) == 2
-
-    @pytest.mark.clause("FIN-7")
-    def test_close_says_how_far_it_is(
-        self, reproducible: Any, new_stage: type[Stage], leave_to: Any,
-        capsys: pytest.CaptureFixture,
-    ) -> None:  # fmt: skip
-        stage = new_stage()
-        renders = count_renders(stage, seconds=1.5)
-        wrapper = wrap_stage(reproducible, stage, logging=True)
-        for _ in range(12):
-            wrapper.step(None)
-        before = len(renders)
-        wrapper.close()
-        if len(renders) == before:
-            leave_to("its close() renders nothing: FIN-1 or FIN-6")
-        assert len(renders) == 6
-        progress, saved = capsys.readouterr().out.splitlines()
-        assert re.search(r"0\.mp4.*\b[1-5]\b.*\b6\b", progress)
-        assert "Saved" in saved
-
-    @pytest.mark.clause("CLOSE-2", "FILE-4")
-    def test_ctrl_c_while_the_final_episode_renders_closes_the_env(
-        self, reproducible: Any, new_stage: type[Stage], leave_to: Any
-    ) -> None:
-        stage = new_stage()
-        closed = []
-        stage.close = lambda: closed.append(True)
-        renders = count_renders(stage, interrupt_at=3)
-        wrapper = wrap_stage(reproducible, stage)
-        with contextlib.suppress(KeyboardInterrupt):
-            for _ in range(12):
-                wrapper.step(None)
-        if renders:
-            leave_to("it renders as it goes, which is FIN-6's")
-        state = stage.state()
-        try:
-            wrapper.close()
-        except KeyboardInterrupt:
-            assert len(renders) == 3
-        else:
-            leave_to("its close() renders nothing, which is FIN-1's")
-        assert closed == [True]
-        assert reproducible.files() == []
-        assert all(torch.equal(a, b) for a, b in zip(state, stage.state()))
-
-
-def count_renders(stage: Stage, seconds: float = 0, interrupt_at: int = -1) -> list[float]:
-    """A list that gets an entry for each picture that the stage's camera renders.
-
-    Each takes `seconds` more than else; at number `interrupt_at`, Ctrl-C comes.
-    """
-    renders: list[float] = []
-    render = stage.camera.render
-
-    def count(*args: Any, **options: Any) -> Any:
-        renders.append(time.monotonic())
-        time.sleep(seconds)
-        if len(renders) == interrupt_at:
-            raise KeyboardInterrupt
-        return render(*args, **options)
-
-    stage.camera.render = count
-    return renders
 
 
 def mp4_codec(video: Any) -> tuple[str, str]:
@@ -1408,14 +1090,6 @@ class TestFiles:
         assert world.videos() == {"policy.mp4": [0, 1, 2, 3, 4]}
         world.run(wrapper, 8)
         assert world.videos() == {"policy.mp4": [8, 9, 10, 11, 12]}
-
-    @pytest.mark.clause("FIN-1")
-    def test_the_final_episode_overwrites_too(self, world: Any) -> None:
-        wrapper = world.wrap(terminated_at={7}, step_trigger=first_only, filename="policy.mp4")
-        world.run(wrapper, 10)
-        assert world.videos() == {"policy.mp4": [0, 1, 2, 3, 4]}
-        wrapper.close()
-        assert world.videos() == {"policy.mp4": [8, 9]}
 
     @pytest.mark.clause("FILE-3")
     def test_a_name_appears_only_with_its_whole_video(self, fake: Any) -> None:
@@ -1691,93 +1365,6 @@ class TestFiles:
             timeout=1800,
         )
         assert result.returncode == 0, result.stderr
-
-
-PLAYER = """<!doctype html><video src="0.mp4" preload="auto" muted></video><script>
-const video = document.querySelector("video")
-const tell = facts => fetch("/", {method: "POST", body: JSON.stringify(facts)})
-video.onerror = () => tell({error: video.error.message})
-video.onloadedmetadata = () => { video.currentTime = video.duration / 2 }
-video.onseeked = () => {
-    const {duration, currentTime: time, videoWidth: width, videoHeight: height} = video
-    const canvas = new OffscreenCanvas(width, height).getContext("2d")
-    canvas.drawImage(video, 0, 0)
-    const pixels = [...canvas.getImageData(0, 0, width, height).data]
-    tell({duration, time, width, height, pixels})
-}
-</script>"""
-
-
-class TestBrowser:
-    @pytest.mark.clause("FILE-17")
-    @pytest.mark.parametrize("size", [(96, 64), (97, 65)])
-    def test_a_browser_plays_and_seeks_it(
-        self, fake: Any, tmp_path: Path, size: tuple[int, int]
-    ) -> None:
-        chromium = shutil.which("chromium")
-        if chromium is None:
-            pytest.skip("chromium is not installed")
-        wrapper = fake.wrap(size=size, fps=10, video_length_sec=4, step_trigger=first_only)
-        fake.run(wrapper, 44)
-        (fake.out_dir / "index.html").write_text(PLAYER)
-        facts = browse(chromium, fake.out_dir, tmp_path / "profile")
-        assert "error" not in facts
-        video = fake.video("0.mp4")
-        assert facts["duration"] == pytest.approx(video.duration, abs=0.01)
-        assert facts["time"] == pytest.approx(video.duration / 2, abs=0.01)
-        assert (facts["width"], facts["height"]) == (video.width, video.height)
-        picture = np.array(facts["pixels"], np.uint8).reshape(facts["height"], facts["width"], 4)
-        assert video.reader(picture[..., :3]) == video.steps[math.floor(facts["time"] * 10 + 1e-3)]
-
-
-def browse(chromium: str, folder: Path, profile: Path) -> dict[str, Any]:
-    """Opens a folder's index.html, from an HTTP server. Returns what the page posts."""
-    posted: queue.Queue[bytes] = queue.Queue()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = folder / (self.path[1:] or "index.html")
-            data = path.read_bytes() if path.exists() else b""
-            # Without byte ranges, which Python's own file server lacks, Chromium seeks in no video.
-            start = int(self.headers.get("Range", "bytes=0-").partition("=")[2].partition("-")[0])
-            self.send_response(206 if "Range" in self.headers else 200)
-            self.send_header("Content-Type", "video/mp4" if path.suffix == ".mp4" else "text/html")
-            self.send_header("Content-Length", str(len(data) - start))
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.end_headers()
-            self.wfile.write(data[start:])
-
-        def do_POST(self) -> None:
-            posted.put(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-        flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        flags += [f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]
-        browser = subprocess.Popen(
-            [chromium, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            return json.loads(posted.get(timeout=120))
-        except queue.Empty:
-            raise AssertionError("the page has told nothing for 120 s") from None
-        finally:
-            browser.terminate()
-            browser.wait()
-            server.shutdown()
-
-
-def psnr(frame: np.ndarray, picture: np.ndarray) -> float:
-    """Decibels; 30 and more look alike."""
-    assert frame.shape == picture.shape
-    error = np.mean((frame.astype(float) - picture) ** 2)
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 ENDINGS = {
@@ -2097,19 +1684,6 @@ def kill_encoders() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def encoders() -> set[int]:
-    """The ffmpeg processes that this process has started and not yet waited for."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, fields = stat.read_text().rsplit(")", 1)
-        except OSError:
-            continue
-        if "ffmpeg" in name and int(fields.split()[1]) == os.getpid():
-            found.add(int(stat.parent.name))
-    return found
-
-
 class TestFaults:
     @needs_proc
     @pytest.mark.clause("FAIL-1", "FAIL-2")
@@ -2241,22 +1815,6 @@ class TestFaults:
         # Which step is the first after it depends on whether that one is counted.
         (steps,) = fake.videos().values()
         assert steps in ([3, 4, 5, 6, 7], [4, 5, 6, 7, 8])
-
-    @pytest.mark.clause("FIN-3")
-    @pytest.mark.parametrize("kind", ["step_trigger", "episode_trigger"])
-    def test_a_trigger_that_raises_does_not_cost_the_episode_before(
-        self, fake: Any, kind: str
-    ) -> None:
-        def trigger(number: int) -> bool:
-            if number == 3:
-                raise ZeroDivisionError("trigger")
-            return False
-
-        wrapper = fake.wrap(terminated_at={0, 1, 2}, **{kind: trigger})
-        with pytest.raises(ZeroDivisionError, match="trigger"):
-            fake.run(wrapper, 4)
-        wrapper.close()
-        assert fake.videos() == {"2.mp4": [2]}
 
     @pytest.mark.clause("FAIL-4")
     @pytest.mark.parametrize(
@@ -2614,6 +2172,17 @@ class TestDelegation:
         assert asked == [None, (0, 2), (0, 2)]
         assert wrapper.get_observations() is observations
 
+    @pytest.mark.clause("DEL-4")
+    def test_wrappers_nest(self, world: Any) -> None:
+        env = world.env()
+        inner = world.wrap(env, build=False, step_trigger=never, record_final_episode=False)
+        outer = world.wrap(inner, step_trigger=first_only, record_final_episode=False)
+        assert outer.env is inner
+        assert outer.unwrapped is env
+        world.run(outer, 8)
+        steps = world.video("0.mp4").steps
+        assert Shown(dict.fromkeys(steps)) == [0, 1, 2, 3, 4]  # each once is TIME-7's
+
     @pytest.mark.clause("TRAIN-3")
     def test_an_env_needs_no_more_than_what_is_called(self, fake: Any) -> None:
         env = fake.env()
@@ -2630,616 +2199,6 @@ class TestDelegation:
         env, answer = fake.env(), (object(), {})
         env.reset = lambda: answer
         assert fake.wrap(env).reset() is answer
-
-    @pytest.mark.clause("DEL-4")
-    def test_wrappers_nest(self, world: Any) -> None:
-        env = world.env()
-        inner = world.wrap(env, build=False, step_trigger=never, record_final_episode=False)
-        outer = world.wrap(inner, step_trigger=first_only, record_final_episode=False)
-        assert outer.env is inner
-        assert outer.unwrapped is env
-        world.run(outer, 8)
-        steps = world.video("0.mp4").steps
-        assert Shown(dict.fromkeys(steps)) == [0, 1, 2, 3, 4]  # each once is TIME-7's
-
-
-TRAINING = ["genesis_forge", "rsl_rl", "skrl"]
-
-
-def go2_task(arrows: bool) -> Any:
-    """genesis-forge's kind of env: 16 Go2 that learn to walk, in episodes of 10 steps.
-
-    Its videos show arrows for the velocities, or else the last one is rendered when it is saved.
-    """
-    import genesis as gs
-    from genesis_forge import ManagedEnvironment
-    from genesis_forge.managers import (
-        ActuatorManager,
-        EntityManager,
-        ObservationManager,
-        PositionActionManager,
-        RewardManager,
-        TerminationManager,
-        VelocityCommandManager,
-    )
-    from genesis_forge.mdp import reset, rewards
-
-    class Go2(ManagedEnvironment):
-        def __init__(self) -> None:
-            super().__init__(num_envs=16, dt=0.02)
-            self.scene = gs.Scene(
-                sim_options=gs.options.SimOptions(dt=self.dt, substeps=2),
-                vis_options=gs.options.VisOptions(rendered_envs_idx=[0]),
-                show_viewer=False,
-            )
-            # Where genesis-forge 0.5.3 looks for them, and Genesis 1.4 has them no longer.
-            self.scene.rigid_options = self.scene.options.rigid
-            self.scene.vis_options = self.scene.options.vis
-            self.scene.add_entity(gs.morphs.Plane())
-            go2 = gs.morphs.URDF(file="urdf/go2/urdf/go2.urdf", pos=(0, 0, 0.4))
-            self.robot = self.scene.add_entity(go2)
-            self.camera = self.scene.add_camera(
-                res=(96, 64), pos=(1.2, -0.9, 0.6), lookat=(0, 0, 0.3), debug=arrows
-            )
-
-        def config(self) -> None:
-            pose = {".*_hip_joint": 0.0, ".*_thigh_joint": 0.9, ".*_calf_joint": -1.8}
-            joints = ActuatorManager(
-                self, joint_names=[*pose], default_pos=pose, kp=20, kv=0.5, max_force=23.5
-            )
-            PositionActionManager(self, actuator_manager=joints, scale=0.25)
-            start = {"position": (0.0, 0.0, 0.4), "quat": (1.0, 0.0, 0.0, 0.0)}
-            on_reset = {"position": {"fn": reset.position, "params": start}}
-            base = EntityManager(self, entity_attr="robot", on_reset=on_reset)
-            ranges = {"lin_vel_x": (0.5, 1.0), "lin_vel_y": (0.0, 0.0), "ang_vel_z": (0.0, 0.0)}
-            green = {"commanded_color": (0.0, 1.0, 0.0, 1.0)}
-            command = VelocityCommandManager(
-                self, range=ranges, debug_visualizer=arrows, debug_visualizer_cfg=green
-            )
-            speed = {"fn": rewards.command_tracking_lin_vel, "weight": 1.0}
-            RewardManager(self, cfg={"speed": speed | {"params": {"vel_cmd_manager": command}}})
-            time_out = {"fn": lambda env: env.episode_length == 10, "time_out": True}
-            TerminationManager(self, term_cfg={"time": time_out})
-            # Not genesis-forge's functions for these, which do not work in every release.
-            observed = {
-                "command": {"fn": lambda env: command.command},
-                "gravity": {"fn": lambda env: base.get_projected_gravity()},
-                "joints": {"fn": lambda env: joints.get_dofs_position(), "noise": 0.01},
-            }
-            ObservationManager(self, name="policy", cfg=observed)
-
-    return Go2()
-
-
-def train_rsl_rl(env: Any) -> Any:
-    """Trains for 44 steps. Returns the policy."""
-    from genesis_forge.wrappers import RslRlWrapper
-    from rsl_rl.runners import OnPolicyRunner
-
-    env = RslRlWrapper(env)
-    env.build()
-    env.reset()
-    model = {"class_name": "MLPModel", "hidden_dims": [32]}
-    config = {
-        "num_steps_per_env": 11,
-        "save_interval": 100,
-        "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
-        "actor": model | {"distribution_cfg": {"class_name": "GaussianDistribution"}},
-        "critic": model,
-        "algorithm": {"class_name": "PPO"},
-    }
-    runner = OnPolicyRunner(env, config)
-    runner.learn(4)
-    env.close()
-    return runner.alg.get_policy()
-
-
-def train_skrl(env: Any) -> Any:
-    """Trains for 44 steps; skrl closes the env when Python exits. Returns the policy."""
-    from genesis_forge.wrappers import SkrlEnvWapper
-    from skrl.agents.torch.ppo import PPO
-    from skrl.memories.torch import RandomMemory
-    from skrl.models.torch import DeterministicMixin, GaussianMixin, Model
-    from skrl.trainers.torch import SequentialTrainer
-
-    class Env(SkrlEnvWapper):
-        def state(self) -> None:
-            """Of genesis-forge 0.5.3 it asks an env that was never set."""
-
-    class Actor(GaussianMixin, Model):
-        def __init__(self) -> None:
-            Model.__init__(self, **spaces)
-            GaussianMixin.__init__(self)
-            self.net = torch.nn.Linear(self.num_observations, self.num_actions)
-            self.log_std = torch.nn.Parameter(torch.zeros(self.num_actions))
-
-        def compute(self, inputs: Any, role: str) -> Any:
-            return self.net(inputs["observations"]), {"log_std": self.log_std}
-
-    class Critic(DeterministicMixin, Model):
-        def __init__(self) -> None:
-            Model.__init__(self, **spaces)
-            DeterministicMixin.__init__(self)
-            self.net = torch.nn.Linear(self.num_observations, 1)
-
-        def compute(self, inputs: Any, role: str) -> Any:
-            return self.net(inputs["observations"]), {}
-
-    env = Env(env)
-    env.build()
-    spaces = {
-        "observation_space": env.observation_space,
-        "action_space": env.action_space,
-        "device": "cpu",
-    }
-    agent = PPO(
-        models={"policy": Actor(), "value": Critic()},
-        memory=RandomMemory(memory_size=11, num_envs=16),
-        cfg={"rollouts": 11},
-        **spaces,
-    )
-    trainer = SequentialTrainer(env=env, agents=agent, cfg={"timesteps": 44, "headless": True})
-    trainer.train()
-    return agent.models["policy"]
-
-
-def train(library: str, wrapped: str, file: str) -> None:
-    """Trains in this process, in the working directory, and saves all that the env returned."""
-    import genesis as gs
-
-    gs.init(backend=gs.cpu, seed=1, logging_level="error")
-    torch.manual_seed(1)
-    env = go2_task(arrows=library == "rsl_rl")
-    if wrapped:
-        from video_wrapper import VideoWrapper
-
-        env = VideoWrapper(env, video_length_sec=0.1, fps=50)
-    inner_step = env.step
-    returned: list[torch.Tensor] = []
-
-    def step(actions: torch.Tensor) -> Any:
-        result = inner_step(actions)
-        returned.extend(tensor.clone() for tensor in (actions, *result[:4]))
-        return result
-
-    env.step = step
-    policy = {"rsl_rl": train_rsl_rl, "skrl": train_skrl}[library](env)
-    torch.save([*returned, *policy.state_dict().values()], file)
-
-
-class PlainEnv:
-    """An env as people write it by hand: no base class, and no more than a training loop calls.
-
-    Four envs push a box along a plane; an episode ends after 8 steps.
-    """
-
-    dt = 0.02
-    num_envs = 4
-
-    def __init__(self) -> None:
-        import genesis as gs
-
-        self.scene = gs.Scene(sim_options=gs.options.SimOptions(dt=self.dt), show_viewer=False)
-        self.scene.add_entity(gs.morphs.Plane())
-        self.robot = self.scene.add_entity(gs.morphs.Box(size=(0.2,) * 3, pos=(0, 0, 0.1)))
-        self.cam = self.scene.add_camera(res=(96, 64), pos=(1, -1, 0.6), lookat=(0, 0, 0.1))
-        self.scene.build(n_envs=self.num_envs)
-        self.age = torch.zeros(self.num_envs, dtype=torch.int64)
-
-    def step(self, actions: torch.Tensor) -> Any:
-        self.robot.control_dofs_force(actions, dofs_idx_local=[0, 1])
-        self.scene.step()
-        self.age += 1
-        truncated = self.age >= 8
-        reward = self.robot.get_vel()[:, 0]
-        if truncated.any():
-            self.reset(truncated.nonzero()[:, 0])
-        return self.get_observations(), reward, torch.zeros_like(truncated), truncated, {}
-
-    def reset(self, env_ids: Any = None) -> Any:
-        ids = torch.arange(self.num_envs) if env_ids is None else env_ids
-        self.age[ids] = 0
-        start = torch.tensor([0, 0, 0.1, 1, 0, 0, 0]).expand(len(ids), 7)
-        self.robot.set_qpos(start, envs_idx=ids)
-        return self.get_observations(), {}
-
-    def get_observations(self) -> torch.Tensor:
-        return torch.cat([self.robot.get_pos(), self.robot.get_vel()], dim=1)
-
-    def close(self) -> None:
-        pass
-
-
-def push(env: Any) -> list[torch.Tensor]:
-    """Pushes at random for 20 steps. Returns all that the env returned."""
-    random = torch.Generator().manual_seed(0)
-    returned = [env.reset()[0]]
-    for _ in range(20):
-        returned += env.step(6 * torch.randn(env.num_envs, 2, generator=random))[:4]
-    env.close()
-    return returned
-
-
-class TestTraining:
-    @pytest.mark.clause("API-9", "TRAIN-1", "TRAIN-2", "FILE-16")
-    @pytest.mark.parametrize("library", ["rsl_rl", "skrl"])
-    def test_a_wrapped_training_leaves_its_videos_and_the_same_results(
-        self, module: Any, python: Any, tmp_path: Path, read_video: Any, library: str
-    ) -> None:
-        missing = [name for name in TRAINING if importlib.util.find_spec(name) is None]
-        if missing:
-            pytest.skip(f"not installed: {', '.join(missing)}")
-        results = []
-        for wrapped in ("", "wrapped"):
-            folder = tmp_path / (wrapped or "bare")
-            folder.mkdir()
-            file = str(folder / "returned.pt")
-            code = f"""
-                import os, sys
-                os.chdir({str(folder)!r})
-                import test_video_wrapper
-                test_video_wrapper.train({library!r}, {wrapped!r}, {file!r})
-            """
-            result = python(textwrap.dedent(code))
-            assert result.returncode == 0, result.stderr
-            results.append(torch.load(file))
-        bare, recorded = results
-        assert len(bare) == len(recorded) > 44 * 5
-        assert all(torch.equal(a, b) for a, b in zip(bare, recorded))
-        # Episodes of 10 steps: those that the schedule names, 0 and 1, and the last.
-        videos = {path.name: read_video(path) for path in (folder / "videos").iterdir()}
-        assert {n: v.count for n, v in videos.items()} == {"0.mp4": 5, "10.mp4": 5, "40.mp4": 4}
-        for video in videos.values():
-            assert (video.width, video.height, video.rate) == (96, 64, 50)
-            assert psnr(video.frames[0], video.frames[-1]) < 50  # something moves
-            red, green, blue = video.frames[-1].astype(int).transpose(2, 0, 1)
-            arrow = (green > red + 40) & (green > blue + 40)
-            assert arrow.any() == (library == "rsl_rl")
-
-    @pytest.mark.clause("TRAIN-2", "TRAIN-3")
-    def test_an_env_written_by_hand_needs_no_base_class(
-        self, genesis: Any, implementation: type, tmp_path: Path, read_video: Any
-    ) -> None:
-        wrapper = implementation(
-            PlainEnv(), camera_attr="cam", video_length_sec=0.1, fps=50, out_dir=str(tmp_path),
-            logging=False,
-        )  # fmt: skip
-        assert all(torch.equal(a, b) for a, b in zip(push(PlainEnv()), push(wrapper)))
-        counts = {path.name: read_video(path).count for path in tmp_path.iterdir()}
-        assert counts == {"0.mp4": 5, "8.mp4": 5, "16.mp4": 4}
-
-    @pytest.mark.clause("FILE-16")
-    @pytest.mark.parametrize("ending", ["triggered", "final"])
-    def test_debug_drawings_are_in_the_video(
-        self, genesis: Any, new_stage: type[Stage], tmp_path: Path, read_video: Any, leave_to: Any,
-        ending: str,
-    ) -> None:  # fmt: skip
-        def velocity_arrow(stage: Stage) -> None:
-            stage.scene.clear_debug_objects()
-            stage.scene.draw_debug_arrow((0, 0, 0.8), (0.6, 0, 0), radius=0.05, color=(1, 0, 1, 1))
-
-        stage = new_stage(on_step=velocity_arrow, camera={"debug": True})
-        type = "active" if ending == "triggered" else "background"
-        video = read_video(record_stage(genesis, stage, type, tmp_path / "videos", leave_to))
-        assert video.count > 4
-        for frame in video.frames:
-            red, green, blue = frame.astype(int).transpose(2, 0, 1)
-            assert np.count_nonzero((red > green + 60) & (blue > green + 60)) > 50
-
-
-class Model:
-    """What the clauses TIME, TRIG, EPI, REC and FIN say, step by step."""
-
-    def __init__(self, plan: dict[str, Any]) -> None:
-        self.plan = plan
-        self.videos: dict[str, list[int]] = {}
-        self.step_number = self.episode = self.steps_in_episode = 0
-        self.asked: set[int] = set()
-        self.running: tuple[str, int, list[int]] | None = None  # type, first step, steps shown
-        self.kept: tuple[str, int, list[int]] | None = None
-
-    def step(self, done: bool) -> None:
-        n, plan = self.step_number, self.plan
-        if not self.running or self.running[0] == "background":
-            if plan["kind"] == "step_trigger":
-                wanted = n in plan["true_for"]
-            else:
-                wanted = self.episode not in self.asked and self.episode in plan["true_for"]
-                self.asked.add(self.episode)
-            if wanted:
-                self.start("active")
-            elif plan["final"] and self.steps_in_episode == 0:
-                self.start("background")
-        self.step_number += 1
-        if self.running:
-            _, first, shown = self.running
-            if (n - first) % plan["stride"] == 0:
-                shown.append(n)
-                self.kept = None
-            if n == first + plan["length"] - 1:
-                self.finish()
-        self.steps_in_episode += 1
-        if done:
-            self.end_episode()
-
-    def end_episode(self) -> None:
-        if self.steps_in_episode:
-            self.episode += 1
-            self.steps_in_episode = 0
-
-    def start(self, type: str) -> None:
-        self.finish()
-        self.running = (type, self.step_number, [])
-
-    def finish(self) -> None:
-        if self.running and self.running[2]:
-            if self.running[0] == "active":
-                self.save(self.running)
-            else:
-                self.kept = self.running
-        self.running = None
-
-    def close(self) -> None:
-        self.finish()
-        if self.kept:
-            self.save(self.kept)
-        self.kept = None
-
-    def save(self, recording: tuple[str, int, list[int]]) -> None:
-        self.videos[f"{recording[1]}.mp4"] = recording[2]
-
-
-CALLS = ["reset", "reset others", "finish", "active", "background"]
-
-
-def draw_plan(dice: random.Random) -> dict[str, Any]:
-    """A random sequence of calls, that leaves about one video."""
-    steps = dice.randint(4, 16)
-    calls = ["done" if dice.random() < 0.1 else "step" for _ in range(steps)]
-    for _ in range(dice.choice([0, 0, 1, 1, 2, 4])):
-        calls.insert(dice.randint(0, len(calls)), dice.choice(CALLS))
-    return {
-        "calls": [*calls, *["close"] * dice.choice([1, 1, 2])],
-        "length": dice.randint(1, 9),
-        "stride": dice.choice([1, 1, 2, 3]),
-        "kind": dice.choice(["step_trigger", "episode_trigger"]),
-        "true_for": dice.choices(range(12), k=dice.choice([0, 1, 1, 2])),
-        "final": dice.random() < 0.3,
-    }
-
-
-def expected(plan: dict[str, Any]) -> dict[str, list[int]]:
-    model = Model(plan)
-    for call in plan["calls"]:
-        if call in ("step", "done"):
-            model.step(call == "done")
-        elif call == "reset":
-            model.end_episode()
-        elif call in ("active", "background"):
-            model.start(call)
-        elif call == "finish":
-            model.finish()
-        elif call == "close":
-            model.close()
-    return model.videos
-
-
-def play(fake: Any, plan: dict[str, Any], folder: Path) -> None:
-    """Makes the calls of a plan on the class under test."""
-    dones, number = set(), 0
-    for call in plan["calls"]:
-        dones |= {number} if call == "done" else set()
-        number += call in ("step", "done")
-    wrapper = fake.wrap(
-        out_dir=str(folder),
-        size=(48, 32),
-        num_envs=2,
-        terminated_at=dones,
-        fps=10 / plan["stride"],
-        video_length_sec=plan["length"] / 10,
-        record_final_episode=plan["final"],
-        **{plan["kind"]: lambda n: n in plan["true_for"]},
-    )
-    make = {
-        "reset": wrapper.reset,
-        "reset others": lambda: wrapper.reset([1]),
-        "finish": wrapper.finish_recording,
-        "active": wrapper.start_recording,
-        "background": lambda: wrapper.start_recording("background"),
-        "close": wrapper.close,
-    }
-    for call in plan["calls"]:
-        make.get(call, lambda: fake.run(wrapper, 1))()
-
-
-def read_all(fake: Any, plan: dict[str, Any], folder: Path) -> dict[str, list[int]]:
-    play(fake, plan, folder)
-    return {name: read_video(folder / name).steps for name in os.listdir(folder)}
-
-
-def shortest(fails: Callable[[dict[str, Any]], bool], plan: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out calls for as long as the plan fails."""
-    for i in reversed(range(len(plan["calls"]))):
-        shorter = plan | {"calls": plan["calls"][:i] + plan["calls"][i + 1 :]}
-        if fails(shorter):
-            plan = shorter
-    return plan
-
-
-class TestSequences:
-    @pytest.mark.clause("REC-8")
-    def test_random_calls_leave_the_videos_that_the_clauses_say(
-        self, fake: Any, tmp_path: Path
-    ) -> None:
-        seed = int(os.environ.get("VIDEO_WRAPPER_SEED", random.randrange(10**6)))
-        dice = random.Random(seed)
-        folders = (tmp_path / str(i) for i in itertools.count())
-
-        def fails(plan: dict[str, Any]) -> bool:
-            return read_all(fake, plan, next(folders)) != expected(plan)
-
-        for _ in range(int(os.environ.get("VIDEO_WRAPPER_SEQUENCES", "1000")) // 100):
-            batch = [(draw_plan(dice), next(folders)) for _ in range(100)]
-            for plan, folder in batch:
-                play(fake, plan, folder)
-            # Decoded in one go, which takes a hundredth of the time, and each only if that differs.
-            videos = [(folder / n, v) for plan, folder in batch for n, v in expected(plan).items()]
-            same_files = all(set(os.listdir(f)) == set(expected(p)) for p, f in batch)
-            if same_files and steps_of_all([path for path, _ in videos]) == [v for _, v in videos]:
-                continue
-            for plan, _ in batch:
-                if fails(plan):
-                    plan = shortest(fails, plan)
-                    found = read_all(fake, plan, next(folders))
-                    pytest.fail(f"seed {seed}: {plan}: {found} instead of {expected(plan)}")
-            pytest.fail(f"seed {seed}: videos differ that do not when they are made again")
-
-
-def steps_of_all(paths: list[Path]) -> list[list[int]]:
-    """The steps that each of many videos of 48x32 pixels shows."""
-    names = "".join(f"file 'file:{path}'\n" for path in paths)
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-xerror"]
-    command += ["-f", "concat", "-safe", "0", "-protocol_whitelist", "file,pipe", "-i", "pipe:0"]
-    command += ["-vf", "setpts=N", *EACH_FRAME]
-    command += ["-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"]
-    result = subprocess.run(command, input=names.encode(), capture_output=True, check=False)
-    if result.returncode or result.stderr:
-        return []
-    frames = iter(np.frombuffer(result.stdout, np.uint8).reshape(-1, 32, 48, 3))
-    return [[read_step(next(frames)) for _ in range(frame_count(path))] for path in paths]
-
-
-def frame_count(path: Path) -> int:
-    return int.from_bytes(box(path.read_bytes(), "moov/trak/mdia/minf/stbl/stsz")[8:12], "big")
-
-
-class TestSelfTest:
-    @pytest.mark.clause("MAIN-1")
-    def test_it_records_two_videos(
-        self, module: Any, python: Any, tmp_path: Path, read_video: Any
-    ) -> None:
-        out_dir = tmp_path / "two videos"
-        arguments = ["--out-dir", str(out_dir), "--steps", "12", "--res", "96x64"]
-        result = python(module.__file__, *arguments)
-        assert result.returncode == 0, result.stderr
-        videos = {path.name: read_video(path) for path in sorted(out_dir.iterdir())}
-        assert len(videos) == 2
-        for name, video in videos.items():
-            assert str(out_dir / name) in result.stdout
-            assert f"{video.count} frames, {video.duration:.4g} s" in result.stdout
-            assert (video.width, video.height) == (96, 64)
-            assert psnr(video.frames[0], video.frames[-1]) < 50  # something moves
-
-    @pytest.mark.clause("MAIN-2")
-    @pytest.mark.parametrize("missing", ["genesis", "imageio_ffmpeg"])
-    def test_it_says_in_a_line_what_is_missing(
-        self, module: Any, python: Any, tmp_path: Path, missing: str
-    ) -> None:
-        (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
-        result = python(module.__file__, "--out-dir", str(tmp_path), PYTHONPATH=str(tmp_path))
-        assert result.returncode not in (0, None)
-        assert result.stdout == ""
-        (line,) = result.stderr.splitlines()
-        assert "pip install" in line
-
-    @pytest.mark.clause("MAIN-2")
-    @pytest.mark.parametrize(
-        ("genesis_py", "words"),
-        [
-            (
-                "raise ImportError('libGL.so.1: cannot open shared object file')",
-                r"libGL\.so\.1.* apt-get install libgl1 libegl1 libxrender1$",
-            ),
-            (  # such as 0.2.1 with today's libraries
-                "__version__, cpu = '0.2.1', None\ndef init(**_): 1 / 0",
-                r"Genesis 0\.3\.14 to 1\.4\.5 is supported, and 0\.2\.1 is loaded",
-            ),
-        ],
-        ids=["OpenGL", "another Genesis"],
-    )
-    def test_it_says_why_genesis_fails(
-        self, module: Any, python: Any, tmp_path: Path, genesis_py: str, words: str
-    ) -> None:
-        (tmp_path / "genesis.py").write_text(genesis_py)
-        result = python(module.__file__, "--out-dir", str(tmp_path), PYTHONPATH=str(tmp_path))
-        assert result.returncode not in (0, None)
-        (line,) = result.stderr.splitlines()
-        assert re.search(words, line)
-        assert ("is loaded" in line) == ("__version__" in genesis_py)
-
-
-# What the README's examples are given, each on its own: an env with episodes of 50 steps.
-README_GIVES = """
-import torch
-from conftest import FakeEnv
-from video_wrapper import VideoWrapper
-def MyEnv():
-    return FakeEnv(dt=0.02, terminated_at=range(49, 10000, 50))
-def policy(observations):
-    return torch.zeros(3, 2)
-"""
-# The frames of the videos that they leave, by the heading they stand under.
-README_LEAVES = {
-    "Use it": {"videos/0.mp4": 400, "videos/1500.mp4": 400, "videos/2950.mp4": 50},
-    "Videos in TensorBoard or Weights & Biases": {"videos/0.mp4": 100, "videos/200.mp4": 40},
-    "One folder for each process of torchrun": {
-        "videos/rank0/0.mp4": 100,
-        "videos/rank1/0.mp4": 100,
-    },
-    "One video of one episode, to evaluate a policy": {"videos/policy.mp4": 50},
-}
-
-
-class TestReadme:
-    @pytest.mark.clause("MAIN-3")
-    def test_every_example_is_run(self) -> None:
-        assert list(README_LEAVES) == list(readme_examples())
-
-    @pytest.mark.clause("MAIN-3")
-    @pytest.mark.parametrize("heading", README_LEAVES)
-    def test_an_example_leaves_its_videos(
-        self, module: Any, python: Any, tmp_path: Path, read_video: Any, heading: str
-    ) -> None:
-        code = readme_examples()[heading]
-        if "tensorboard" in code:
-            pytest.importorskip("tensorboard")
-        script = tmp_path / "example.py"
-        script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{README_GIVES}{code}")
-        if "torchrun" in heading:
-            result = python(torchrun(2, str(script)))
-        else:
-            result = python(str(script))
-        assert result.returncode == 0, result.stderr
-        videos = {
-            path.relative_to(tmp_path).as_posix(): read_video(path).count
-            for path in tmp_path.rglob("*.mp4")
-        }
-        assert videos == README_LEAVES[heading]
-        if "tensorboard" in code:
-            assert logged_images(tmp_path / "runs") == {
-                "videos/0": b"GIF89a",
-                "videos/200": b"GIF89a",
-            }
-
-
-def readme_examples() -> dict[str, str]:
-    """Heading: the Python code that stands under it."""
-    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
-    sections = re.split(r"^##+ (.*)\n", text, flags=re.MULTILINE)[1:]
-    blocks = {
-        heading: "".join(re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
-        for heading, section in zip(sections[::2], sections[1::2])
-    }
-    return {heading: code for heading, code in blocks.items() if code}
-
-
-def logged_images(folder: Path) -> dict[str, bytes]:
-    """Tag: the first bytes of the image, as TensorBoard reads them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {tag: events.Images(tag)[0].encoded_image_string[:6] for tag in events.Tags()["images"]}
 
 
 class Flags(torch.Tensor):
@@ -3261,16 +2220,6 @@ class Flags(torch.Tensor):
         return result
 
 
-def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets no thread start, as Python from 3.12 on while it exits."""
-
-    def refuse(*arguments: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr("_thread.start_new_thread", refuse)
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-
-
 def frames_until_steps_wait(fake: Any) -> int:
     """Counts the frames of a recording whose encoder stands still after the first."""
     before = encoders()
@@ -3289,135 +2238,6 @@ def frames_until_steps_wait(fake: Any) -> int:
     trained.join()
     assert wrapper.unwrapped.camera.renders == 21
     return taken
-
-
-def ready(world: Any, results: int = 1, **keywords: Any) -> Any:
-    """A fake env whose step returns what is ready, so that all it takes is the wrapper's."""
-    env = world.env(**keywords)
-    following = itertools.cycle([env.step(None) for _ in range(results)])
-    env.step = lambda actions: next(following)
-    return env
-
-
-def moving_pictures(width: int, height: int, count: int = 16) -> Any:
-    """A camera's render() of something to encode: blocks of 8 pixels that move by as much."""
-    blocks = np.random.default_rng(0).integers(64, 192, (-(-height // 8), width // 8, 3))
-    picture = np.kron(blocks.astype(np.uint8), np.ones((8, 8, 1), np.uint8))[:height]
-    pictures = itertools.cycle([np.roll(picture, 8 * i, axis=1) for i in range(count)])
-    return lambda *_, **__: (next(pictures).copy(), None, None, None)
-
-
-def each(step: Callable[[Any], Any], count: int = 50) -> Callable[[], None]:
-    """Takes that many steps: less than a scheduler's slice, or waiting for a core counts too."""
-
-    def steps() -> None:
-        for _ in range(count):
-            step(None)
-
-    return steps
-
-
-def forge_world(fake: Any) -> World:
-    """Where it is installed, genesis-forge's own wrapper around an env of its own kind."""
-    base = pytest.importorskip("genesis_forge.genesis_env").GenesisEnv
-    wrapper = importlib.import_module("genesis_forge.wrappers.video").VideoWrapper
-    return World("fake", fake.out_dir, wrapper, env_class(FakeEnv, base))
-
-
-class GymEnv(gymnasium.Env):
-    """What Gymnasium's RecordVideo takes for an env."""
-
-    metadata: ClassVar = {"render_fps": 50}
-    render_mode = "rgb_array"
-    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (2,))
-
-    def __init__(self, size: tuple[int, int] = (96, 64)) -> None:
-        self._render = moving_pictures(*size)
-        self._observation = np.zeros(2)
-
-    def reset(self, **options: Any) -> Any:
-        return self._observation, {}
-
-    def step(self, actions: Any) -> Any:
-        return self._observation, 0.0, False, False, {}
-
-    def render(self) -> Any:
-        return self._render()[0]
-
-
-def record_video(env: GymEnv, out_dir: Path, **keywords: Any) -> Any:
-    """Gymnasium's wrapper around it, where what it needs is installed."""
-    pytest.importorskip("moviepy")
-    wrapper = gymnasium.wrappers.RecordVideo(env, str(out_dir), disable_logger=True, **keywords)
-    wrapper.reset()
-    return wrapper
-
-
-class Go2:
-    """A Go2 on a plane, in 16 envs whose episodes end each 100 steps.
-
-    Its steps return the same tensors of flags each time, as genesis-forge's envs do.
-    """
-
-    dt = 0.02
-    num_envs = 16
-    can_be_wrapped = True
-
-    def __init__(self, width: int, height: int) -> None:
-        gs = start_genesis()
-        self.scene = gs.Scene(
-            sim_options=gs.options.SimOptions(dt=self.dt),
-            vis_options=gs.options.VisOptions(rendered_envs_idx=[0]),
-            show_viewer=False,
-        )
-        self.scene.add_entity(gs.morphs.Plane())
-        go2 = gs.morphs.URDF(file="urdf/go2/urdf/go2.urdf", pos=(0.0, 0.0, 0.4))
-        self.robot = self.scene.add_entity(go2)
-        look = {"pos": (1.2, -0.9, 0.6), "lookat": (0.0, 0.0, 0.2)}
-        self.camera = self.scene.add_camera(res=(width, height), **look)
-        self.scene.build(n_envs=self.num_envs)
-        self.motors = list(range(6, 18))
-        self.robot.set_dofs_kp([60.0] * 12, self.motors)
-        self.robot.set_dofs_kv([2.0] * 12, self.motors)
-        self.steps = 0
-        self.terminated, self.truncated = torch.zeros(2, 16, dtype=torch.bool)
-
-    @property
-    def unwrapped(self) -> Go2:
-        return self
-
-    def build(self) -> None: ...
-
-    def step(self, actions: Any) -> Any:
-        self.steps += 1
-        bend = 0.9 + 0.4 * math.sin(0.13 * self.steps)
-        targets = torch.tensor([0.0] * 4 + [bend] * 4 + [-2 * bend] * 4).expand(16, 12)
-        self.robot.control_dofs_position(targets, self.motors)
-        self.scene.step()
-        # Twice, of which the wrapper sees one or so where it takes turns with bare steps.
-        self.terminated[:] = self.steps % 100 < 2
-        return self.robot.get_pos(), torch.zeros(16), self.terminated, self.truncated, {}
-
-    def close(self) -> None: ...
-
-
-@functools.cache
-def go2(width: int, height: int, peer: bool = False) -> Go2:
-    """One scene of that size; another one for who has the scene record, even in bare steps."""
-    return Go2(width, height)
-
-
-# Settings of libx264 beside those of the module, which are the first.
-ENCODINGS = [
-    "",
-    "-preset ultrafast -threads 1",
-    "-preset superfast -threads 1",
-    "-preset superfast -tune zerolatency -threads 1",
-    "-preset veryfast -threads 1",
-    "-preset veryfast -tune zerolatency -threads 1",
-    "-preset veryfast",
-    "-preset medium -threads 1",
-]
 
 
 class TestCost:
@@ -3452,36 +2272,6 @@ class TestCost:
         env.step = lambda actions: result
         wrapper = fake.wrap(env, step_trigger=lambda n: n == 2, record_final_episode=False)
         assert all(r is result for r in fake.run(wrapper, 10))
-
-    @pytest.mark.clause("EPI-2")
-    def test_flags_are_read_where_their_tensor_is_now(self, fake: Any) -> None:
-        env, trigger, flags = fake.env(), Asked(), torch.zeros(3, dtype=torch.bool)
-        truncated = torch.zeros(3, dtype=torch.bool)
-        env.step = lambda actions: (None, None, flags, truncated, {})
-        wrapper = fake.wrap(env, episode_trigger=trigger)
-        fake.run(wrapper, 2)
-        flags[0] = True
-        fake.run(wrapper, 2)
-        flags.data = torch.zeros(3, dtype=torch.bool)
-        fake.run(wrapper, 2)
-        flags.data[0] = True
-        fake.run(wrapper, 1)
-        assert trigger.episodes == [0, 1, 2]
-        flags[0] = False
-        fake.run(wrapper, 2)
-        truncated[0] = True
-        fake.run(wrapper, 2)
-        assert trigger.episodes == [0, 1, 2, 3, 4]
-
-    @pytest.mark.clause("EPI-2")
-    def test_flags_that_share_their_memory_are_told_apart(self, fake: Any) -> None:
-        trigger, memory = Asked(), torch.tensor([False, True, False, False, False, False])
-        views = itertools.cycle([memory[::2], memory[:3]])
-        env, truncated = fake.env(), torch.zeros(3, dtype=torch.bool)
-        env.step = lambda actions: (None, None, next(views), truncated, {})
-        wrapper = fake.wrap(env, env_idx=1, episode_trigger=trigger)
-        fake.run(wrapper, 7)  # of which every second ends an episode
-        assert trigger.episodes == [0, 1, 2, 3]
 
     @pytest.mark.clause("COST-4")
     def test_nothing_is_made_of_the_same_flags_again(self, fake: Any) -> None:
@@ -3535,301 +2325,3 @@ class TestCost:
     def test_a_step_does_not_wait_while_a_frame_is_encoded(self, fake: Any) -> None:
         # More than the first and one whose step waits.
         assert frames_until_steps_wait(fake) > 2
-
-    @pytest.mark.benchmark(group="a step without a frame, of a fake env")
-    @pytest.mark.clause("COST-4")
-    @pytest.mark.parametrize("num_envs", [1, 4096, 16384])
-    @pytest.mark.parametrize(
-        "kind",
-        [
-            "delegating only", "episode trigger", "episode trigger, new flags",
-            "step trigger", "genesis-forge",
-        ],
-    )  # fmt: skip
-    def test_a_step_without_a_frame(
-        self, fake: Any, module: Any, turns: Any, kind: str, num_envs: int
-    ) -> None:
-        world = forge_world(fake) if kind == "genesis-forge" else fake
-        env = ready(world, results=2 if "new flags" in kind else 1, num_envs=num_envs)
-        if kind == "delegating only":
-            wrapper = module.Wrapper(env)
-        else:
-            trigger = "step_trigger" if kind == "step trigger" else "episode_trigger"
-            wrapper = world.wrap(env, record_final_episode=False, **{trigger: never})
-        terminated, truncated = env.step(None)[2:4]
-        times = turns.run(
-            1000,
-            bare=each(env.step),
-            read=each(lambda actions: bool(terminated[0]) | bool(truncated[0])),
-            wrapped=each(wrapper.step),
-        )
-        added = np.median(times["wrapped"] - times["bare"])
-        units = added / np.median(times["read"])
-        goals = {"episode trigger": 0.5, "episode trigger, new flags": 1.3, "step trigger": 0.15}
-        goal = goals.get(kind, math.inf)
-        turns.report(
-            f"{kind}, {num_envs} envs",
-            f"{goal} units" if goal < math.inf else "",
-            units=f"{units:.2f}",
-            added=f"{added / 50 * 1e6:.2f} us",
-        )
-        assert units <= goal
-
-    @pytest.mark.benchmark(group="a step without a frame, of a fake env")
-    @pytest.mark.clause("COST-4")
-    def test_a_step_without_a_frame_of_record_video(self, turns: Any, tmp_path: Path) -> None:
-        env = GymEnv()
-        wrapper = record_video(env, tmp_path, step_trigger=never)
-        times = turns.run(1000, bare=each(env.step), wrapped=each(wrapper.step))
-        added = np.median(times["wrapped"] - times["bare"]) / 50 * 1e6
-        turns.report("Gymnasium's RecordVideo, 1 env", added=f"{added:.2f} us")
-
-    @pytest.mark.benchmark(group="a step with a frame of 1280x720, of a fake env")
-    @pytest.mark.clause("COST-5")
-    @pytest.mark.parametrize("thread", [True, False], ids=["thread", "no thread"])
-    @pytest.mark.parametrize("pause", [0.05, 0], ids=["encoder keeps up", "encoder does not"])
-    def test_a_step_with_a_frame(
-        self, fake: Any, turns: Any, monkeypatch: pytest.MonkeyPatch, thread: bool, pause: float
-    ) -> None:
-        env = ready(fake, size=(1280, 720))
-        env.camera.render = moving_pictures(1280, 720)
-        wrapper = fake.wrap(env, step_trigger=first_only, video_length_sec=1e4)
-        if not thread:
-            refuse_threads(monkeypatch)
-        fake.run(wrapper, 1)
-        monkeypatch.undo()
-        times = turns.run(
-            100,
-            pause,
-            rendered=lambda: (env.step(None), env.camera.render()),
-            wrapped=lambda: wrapper.step(None),
-        )
-        waits = (times["wrapped"] - times["rendered"]) * 1e3
-        encoding = sum(map(sum, times.values())) / 100 * 1e3
-        name = f"{'with a' if thread else 'without a'} thread, "
-        name += "the encoder keeps up" if pause else "it does not"
-        longest = np.quantile(waits, 0.95)
-        goal = "1.0 ms" if pause else "at most one frame's encoding"
-        turns.report(
-            name,
-            goal if thread else "",
-            at_the_median=f"{np.median(waits):.2f} ms",
-            **{"at_95%": f"{longest:.2f} ms"},
-            **({} if pause else {"between_frames": f"{encoding:.2f} ms"}),
-        )
-        if thread:
-            assert np.median(waits) < 1.0 if pause else np.median(waits) < encoding
-
-    @pytest.mark.benchmark(group="a recording of 400 frames of 1280x720, of a fake env")
-    @pytest.mark.clause("COST-6")
-    @pytest.mark.parametrize(
-        ("kind", "pause"),
-        [("VideoWrapper", 0.04), ("VideoWrapper", 0), ("RecordVideo", 0)],
-        ids=["encoder keeps up", "encoder does not", "RecordVideo"],
-    )
-    def test_the_longest_step(
-        self, fake: Any, benchmark: Any, turns: Any, tmp_path: Path, kind: str, pause: float
-    ) -> None:
-        if kind == "RecordVideo":
-            env = GymEnv((1280, 720))
-            wrapper = record_video(env, tmp_path, step_trigger=first_only, video_length=400)
-        else:
-            env = ready(fake, size=(1280, 720))
-            env.camera.render = moving_pictures(1280, 720)
-            length = 400 * env.dt
-            wrapper = fake.wrap(env, step_trigger=lambda n: n % 401 == 0, video_length_sec=length)
-        times: list[list[float]] = []
-
-        def record() -> None:
-            times.append([])
-            for _ in range(401):  # RecordVideo saves one late
-                time.sleep(pause)
-                start = time.perf_counter()
-                wrapper.step(None)
-                times[-1].append((time.perf_counter() - start) * 1e3)
-
-        benchmark.pedantic(record, rounds=1 if kind == "RecordVideo" else 3)
-        first, longest = (np.median([pick(t) for t in times]) for pick in (lambda t: t[0], max))
-        last = np.median([max(t[-2:]) for t in times])
-        name = kind + (", the encoder keeps up" if pause else "")
-        goal = "first step under 20 ms, last under 100 ms" if pause else ""
-        figures = {"first_step": first, "last": last, "longest": longest}
-        turns.report(name, goal, **{k: f"{v:.1f} ms" for k, v in figures.items()})
-        if pause:
-            assert first < 20
-            assert last < 100
-
-    @pytest.mark.benchmark(group="a recording of 400 frames of 1280x720, of a fake env")
-    @pytest.mark.clause("COST-7")
-    @pytest.mark.parametrize("kind", ["VideoWrapper", "RecordVideo"])
-    def test_the_memory(self, script: Callable, benchmark: Any, turns: Any, kind: str) -> None:
-        if kind == "RecordVideo":
-            pytest.importorskip("moviepy")
-        code = f"""
-            import test_video_wrapper as t
-
-            def peak(process):
-                lines = Path(f"/proc/{{process}}/status").read_text().splitlines()
-                return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 1024
-
-            size = (1280, 720)
-            if {kind!r} == "RecordVideo":
-                env = t.GymEnv(size)
-                wrapper = t.record_video(env, folder, step_trigger=first_only, video_length=400)
-                render = env.render
-            else:
-                env = t.ready(world, size=size)
-                render = env.camera.render = t.moving_pictures(*size)
-                length = 400 * env.dt
-                wrapper = world.wrap(env, step_trigger=first_only, video_length_sec=length)
-            render()
-            start = peak("self")
-            for _ in range(399):
-                wrapper.step(None)
-            encoder = sum(map(peak, t.encoders()))
-            wrapper.step(None)
-            print("grew by", peak("self") - start, encoder)
-        """
-        results = benchmark.pedantic(script, args=(code,), rounds=1)
-        assert results.returncode == 0, results.stderr
-        own, encoder = map(float, results.stdout.split("grew by")[1].split())
-        ours = kind == "VideoWrapper"
-        turns.report(
-            f"{kind}, memory",
-            "32 MB" if ours else "",
-            grown=f"{own:.0f} MB",
-            in_ffmpeg=f"{encoder:.0f} MB",
-        )
-        if ours:
-            assert own < 32
-
-    @pytest.mark.benchmark(group="a recording of 1600 frames of 320x240, of a fake env")
-    @pytest.mark.clause("COST-5")
-    def test_the_length_of_a_video(self, fake: Any, turns: Any) -> None:
-        env = ready(fake, size=(320, 240))
-        env.camera.render = moving_pictures(320, 240)
-        wrapper = fake.wrap(env, step_trigger=first_only, video_length_sec=1e4)
-        fake.run(wrapper, 1)
-        times = turns.run(
-            1600,
-            0.004,
-            rendered=lambda: (env.step(None), env.camera.render()),
-            wrapped=lambda: wrapper.step(None),
-        )
-        waits = np.median(np.reshape(times["wrapped"] - times["rendered"], (4, 400)), axis=1) * 1e3
-        words = " / ".join(f"{wait:.2f}" for wait in waits)
-        turns.report("wait for a frame", "flat", in_the_quarters=f"{words} ms")
-        assert waits[-1] < max(2 * waits[0], 0.1)
-
-    @pytest.mark.benchmark(group="real scene, Go2 in 16 envs, of which one is rendered")
-    @pytest.mark.clause("COST-8")
-    @pytest.mark.parametrize("size", [(320, 240), (1280, 720)], ids=["320x240", "1280x720"])
-    @pytest.mark.parametrize("peer", [False, True], ids=["VideoWrapper", "genesis-forge"])
-    @pytest.mark.parametrize("kind", ["idle", "idle, new flags", "default", "recording"])
-    def test_a_real_scene(
-        self, real_scene: Any, fake: Any, implementation: type, turns: Any,
-        size: tuple[int, int], peer: bool, kind: str, monkeypatch: pytest.MonkeyPatch,
-    ) -> None:  # fmt: skip
-        def timed_step(go2: Go2, actions: Any) -> Any:
-            start = time.perf_counter()
-            obs, rewards, *flags, extras = step(go2, actions)
-            if kind == "idle, new flags":
-                flags = [flag.clone() for flag in flags]
-            inside.append(time.perf_counter() - start)
-            return obs, rewards, *flags, extras
-
-        def wrapped_step() -> None:
-            wrapper.step(None)
-            of_env.append(inside[-1])
-
-        step, inside, of_env = Go2.step, [], []
-        monkeypatch.setattr(Go2, "step", timed_step)
-        env = wrapped = go2(*size)
-        goal = {"idle": 1.01, "default": 1.05, "recording": 1.03}.get(kind, math.inf)
-        if peer:
-            if kind == "default":
-                pytest.skip("genesis-forge 0.5 has no background recordings")
-            base = pytest.importorskip("genesis_forge.genesis_env").GenesisEnv
-            implementation = importlib.import_module("genesis_forge.wrappers.video").VideoWrapper
-            scene = vars(go2(*size, peer=kind == "recording"))
-            wrapped = type("Go2", (Go2, base), dict(scene, __init__=lambda self: None))()
-        keywords = {"fps": 50, "out_dir": str(fake.out_dir)}
-        trigger = (
-            {"step_trigger": first_only} if kind == "recording" else {"episode_trigger": never}
-        )
-        wrapper = fake.wrap(
-            wrapped, implementation=implementation, record_final_episode=kind == "default",
-            video_length_sec=1e4 if kind == "recording" else 8, **keywords, **trigger,
-        )  # fmt: skip
-        if kind == "recording":
-            times = turns.run(
-                30,
-                bare=lambda: (env.step(None), env.camera.render()),
-                wrapped=lambda: wrapper.step(None),
-            )
-        else:
-            times = turns.run(2000, bare=each(env.step, 1), wrapped=wrapped_step)
-        while kind == "default" and env.steps % 100 != 2:
-            wrapper.step(None)  # so that close() has only one frame to render
-        bare = np.median(times["bare"])
-        if kind == "recording":
-            ratio = np.median(times["wrapped"]) / bare
-        else:  # without the env's own step, which scatters by more than what is added
-            added = np.median(times["wrapped"] - of_env[1:])
-            ratio = 1 + added / bare
-        name = f"{'genesis-forge' if peer else 'VideoWrapper'} {kind}, {size[0]}x{size[1]}"
-        figures = {"of_the_time": f"{ratio:.3f}"}
-        if kind == "default":  # beside it, what rendering each frame at once would take
-            rendered = []
-            for _ in range(4):
-                start = time.perf_counter()
-                env.step(None)
-                env.camera.render()
-                rendered.append(time.perf_counter() - start)
-            figures["times_if_rendered_at_once"] = f"{np.median(rendered[1:]) / bare:.0f}"
-        turns.report(name, "" if peer or goal == math.inf else f"{goal}", **figures)
-        assert peer or ratio <= goal
-
-    @pytest.mark.benchmark(group="libx264 on the Go2 of 1280x720, 100 frames")
-    @pytest.mark.clause("COST-2")
-    @pytest.mark.parametrize("settings", ENCODINGS)
-    def test_encoder_settings(
-        self, real_scene: Any, fake: Any, benchmark: Any, turns: Any, settings: str,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:  # fmt: skip
-        pictures, popen = go2_pictures(1280, 720), subprocess.Popen
-
-        def start(command: list[str], **keywords: Any) -> Any:
-            if settings and "libx264" in command:
-                i = command.index("libx264") + 1
-                command[i : command.index("-pix_fmt", i)] = settings.split()
-            return popen(command, **keywords)
-
-        monkeypatch.setattr(subprocess, "Popen", start)
-        env = ready(fake, size=(1280, 720))
-        frames = itertools.cycle(pictures)
-        env.camera.render = lambda *_, **__: (next(frames), None, None, None)
-        length = 100 * env.dt
-        wrapper = fake.wrap(env, step_trigger=lambda n: n % 100 == 0, video_length_sec=length)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        benchmark.pedantic(lambda: fake.run(wrapper, 100), rounds=3)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        video = fake.video("0.mp4")
-        quality = np.mean([psnr(a, b) for a, b in zip(video.frames[::9], pictures[::9])])
-        turns.report(
-            settings or "as in the module",
-            CPU_a_frame=f"{cpu / 300 * 1e3:.1f} ms",
-            a_frame=f"{video.path.stat().st_size / 100 / 1000:.1f} kB",
-            PSNR=f"{quality:.1f} dB",
-        )
-
-
-@functools.cache
-def go2_pictures(width: int, height: int) -> list[np.ndarray]:
-    """What the camera shows after each second step."""
-    env, pictures = go2(width, height), []
-    for _ in range(100):
-        each(env.step, 2)()
-        pictures.append(env.camera.render()[0])
-    return pictures

@@ -1,0 +1,227 @@
+"""What is seen from outside: in a browser (FILE-17), from a shell and in the README (MAIN)."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import math
+import queue
+import re
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import ROOT, first_only, psnr, torchrun
+
+PLAYER = """<!doctype html><video src="0.mp4" preload="auto" muted></video><script>
+const video = document.querySelector("video")
+const tell = facts => fetch("/", {method: "POST", body: JSON.stringify(facts)})
+video.onerror = () => tell({error: video.error.message})
+video.onloadedmetadata = () => { video.currentTime = video.duration / 2 }
+video.onseeked = () => {
+    const {duration, currentTime: time, videoWidth: width, videoHeight: height} = video
+    const canvas = new OffscreenCanvas(width, height).getContext("2d")
+    canvas.drawImage(video, 0, 0)
+    const pixels = [...canvas.getImageData(0, 0, width, height).data]
+    tell({duration, time, width, height, pixels})
+}
+</script>"""
+
+
+class TestBrowser:
+    @pytest.mark.clause("FILE-17")
+    @pytest.mark.parametrize("size", [(96, 64), (97, 65)])
+    def test_a_browser_plays_and_seeks_it(
+        self, fake: Any, tmp_path: Path, size: tuple[int, int]
+    ) -> None:
+        chromium = shutil.which("chromium")
+        if chromium is None:
+            pytest.skip("chromium is not installed")
+        wrapper = fake.wrap(size=size, fps=10, video_length_sec=4, step_trigger=first_only)
+        fake.run(wrapper, 44)
+        (fake.out_dir / "index.html").write_text(PLAYER)
+        facts = browse(chromium, fake.out_dir, tmp_path / "profile")
+        assert "error" not in facts
+        video = fake.video("0.mp4")
+        assert facts["duration"] == pytest.approx(video.duration, abs=0.01)
+        assert facts["time"] == pytest.approx(video.duration / 2, abs=0.01)
+        assert (facts["width"], facts["height"]) == (video.width, video.height)
+        picture = np.array(facts["pixels"], np.uint8).reshape(facts["height"], facts["width"], 4)
+        assert video.reader(picture[..., :3]) == video.steps[math.floor(facts["time"] * 10 + 1e-3)]
+
+
+def browse(chromium: str, folder: Path, profile: Path) -> dict[str, Any]:
+    """Opens a folder's index.html, from an HTTP server. Returns what the page posts."""
+    posted: queue.Queue[bytes] = queue.Queue()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = folder / (self.path[1:] or "index.html")
+            data = path.read_bytes() if path.exists() else b""
+            # Without byte ranges, which Python's own file server lacks, Chromium seeks in no video.
+            start = int(self.headers.get("Range", "bytes=0-").partition("=")[2].partition("-")[0])
+            self.send_response(206 if "Range" in self.headers else 200)
+            self.send_header("Content-Type", "video/mp4" if path.suffix == ".mp4" else "text/html")
+            self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.end_headers()
+            self.wfile.write(data[start:])
+
+        def do_POST(self) -> None:
+            posted.put(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+        flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        flags += [f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]
+        browser = subprocess.Popen(
+            [chromium, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            return json.loads(posted.get(timeout=120))
+        except queue.Empty:
+            raise AssertionError("the page has told nothing for 120 s") from None
+        finally:
+            browser.terminate()
+            browser.wait()
+            server.shutdown()
+
+
+class TestSelfTest:
+    @pytest.mark.clause("MAIN-1")
+    def test_it_records_two_videos(
+        self, module: Any, python: Any, tmp_path: Path, read_video: Any
+    ) -> None:
+        out_dir = tmp_path / "two videos"
+        arguments = ["--out-dir", str(out_dir), "--steps", "12", "--res", "96x64"]
+        result = python(module.__file__, *arguments)
+        assert result.returncode == 0, result.stderr
+        videos = {path.name: read_video(path) for path in sorted(out_dir.iterdir())}
+        assert len(videos) == 2
+        for name, video in videos.items():
+            assert str(out_dir / name) in result.stdout
+            assert f"{video.count} frames, {video.duration:.4g} s" in result.stdout
+            assert (video.width, video.height) == (96, 64)
+            assert psnr(video.frames[0], video.frames[-1]) < 50  # something moves
+
+    @pytest.mark.clause("MAIN-2")
+    @pytest.mark.parametrize("missing", ["genesis", "imageio_ffmpeg"])
+    def test_it_says_in_a_line_what_is_missing(
+        self, module: Any, python: Any, tmp_path: Path, missing: str
+    ) -> None:
+        (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
+        result = python(module.__file__, "--out-dir", str(tmp_path), PYTHONPATH=str(tmp_path))
+        assert result.returncode not in (0, None)
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert "pip install" in line
+
+    @pytest.mark.clause("MAIN-2")
+    @pytest.mark.parametrize(
+        ("genesis_py", "words"),
+        [
+            (
+                "raise ImportError('libGL.so.1: cannot open shared object file')",
+                r"libGL\.so\.1.* apt-get install libgl1 libegl1 libxrender1$",
+            ),
+            (  # such as 0.2.1 with today's libraries
+                "__version__, cpu = '0.2.1', None\ndef init(**_): 1 / 0",
+                r"Genesis 0\.3\.14 to 1\.4\.5 is supported, and 0\.2\.1 is loaded",
+            ),
+        ],
+        ids=["OpenGL", "another Genesis"],
+    )
+    def test_it_says_why_genesis_fails(
+        self, module: Any, python: Any, tmp_path: Path, genesis_py: str, words: str
+    ) -> None:
+        (tmp_path / "genesis.py").write_text(genesis_py)
+        result = python(module.__file__, "--out-dir", str(tmp_path), PYTHONPATH=str(tmp_path))
+        assert result.returncode not in (0, None)
+        (line,) = result.stderr.splitlines()
+        assert re.search(words, line)
+        assert ("is loaded" in line) == ("__version__" in genesis_py)
+
+
+# What the README's examples are given, each on its own: an env with episodes of 50 steps.
+README_GIVES = """
+import torch
+from conftest import FakeEnv
+from video_wrapper import VideoWrapper
+def MyEnv():
+    return FakeEnv(dt=0.02, terminated_at=range(49, 10000, 50))
+def policy(observations):
+    return torch.zeros(3, 2)
+"""
+# The frames of the videos that they leave, by the heading they stand under.
+README_LEAVES = {
+    "Use it": {"videos/0.mp4": 400, "videos/1500.mp4": 400, "videos/2950.mp4": 50},
+    "Videos in TensorBoard or Weights & Biases": {"videos/0.mp4": 100, "videos/200.mp4": 40},
+    "One folder for each process of torchrun": {
+        "videos/rank0/0.mp4": 100,
+        "videos/rank1/0.mp4": 100,
+    },
+    "One video of one episode, to evaluate a policy": {"videos/policy.mp4": 50},
+}
+
+
+class TestReadme:
+    @pytest.mark.clause("MAIN-3")
+    def test_every_example_is_run(self) -> None:
+        assert list(README_LEAVES) == list(readme_examples())
+
+    @pytest.mark.clause("MAIN-3")
+    @pytest.mark.parametrize("heading", README_LEAVES)
+    def test_an_example_leaves_its_videos(
+        self, module: Any, python: Any, tmp_path: Path, read_video: Any, heading: str
+    ) -> None:
+        code = readme_examples()[heading]
+        if "tensorboard" in code:
+            pytest.importorskip("tensorboard")
+        script = tmp_path / "example.py"
+        script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{README_GIVES}{code}")
+        if "torchrun" in heading:
+            result = python(torchrun(2, str(script)))
+        else:
+            result = python(str(script))
+        assert result.returncode == 0, result.stderr
+        videos = {
+            path.relative_to(tmp_path).as_posix(): read_video(path).count
+            for path in tmp_path.rglob("*.mp4")
+        }
+        assert videos == README_LEAVES[heading]
+        if "tensorboard" in code:
+            assert logged_images(tmp_path / "runs") == {
+                "videos/0": b"GIF89a",
+                "videos/200": b"GIF89a",
+            }
+
+
+def readme_examples() -> dict[str, str]:
+    """Heading: the Python code that stands under it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sections = re.split(r"^##+ (.*)\n", text, flags=re.MULTILINE)[1:]
+    blocks = {
+        heading: "".join(re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
+        for heading, section in zip(sections[::2], sections[1::2])
+    }
+    return {heading: code for heading, code in blocks.items() if code}
+
+
+def logged_images(folder: Path) -> dict[str, bytes]:
+    """Tag: the first bytes of the image, as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: events.Images(tag)[0].encoded_image_string[:6] for tag in events.Tags()["images"]}
