@@ -8,27 +8,42 @@ in your scene, and the package imageio-ffmpeg, which brings the encoder::
     ...  # train
     env.close()
 
-It works with Genesis 0.3.14 to 1.4.5 and with any env and camera that have the methods of the two
-protocols below; only with Genesis 1.4.5 is a final episode not rendered before it is saved. Ids in
-parentheses, such as (TIME-4), are clauses of the specification that it implements.
-``python video_wrapper.py`` tries it on this machine.
+Its parts, in the order in which data meets them, none of which knows what is another's::
+
+    VideoWrapper  counts steps and episodes, asks the triggers, says which recording lives
+    _View         the watched env's picture, out of what the camera gives
+    _Recording    the pictures of some steps: encoded as they come, or kept to be rendered later
+    _Replay       Genesis' inside: keeps what is drawn, and shows it again
+    _Encoder      pictures in, a whole video out, through ffmpeg
+
+A copy can do without the self-test at the end, and without `_Replay`: its lines say where to cut.
+Ids in parentheses, such as (TIME-4), are clauses of the specification.
+``python video_wrapper.py`` tries it all on this machine.
 
 SPDX-FileCopyrightText: 2026 The VideoWrapper authors
 SPDX-License-Identifier: MIT
 """
-# The documented annotations are kept to the letter:
+# The documented annotations are kept to the letter, and Genesis need not be installed:
 # ruff: noqa: RUF013, UP006, UP035
+# mypy: implicit-optional, disable-error-code="import, valid-type, type-arg, no-any-return"
+# pyright: strictParameterNoneValue=false, reportMissingImports=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
-import _thread
 import atexit
+import collections
 import contextlib
+import functools
 import glob
+import itertools
 import math
+import multiprocessing
+import multiprocessing.util
 import operator
 import os
 import queue
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,41 +52,43 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, Tuple
 
 try:
     import fcntl
 except ImportError:  # Windows, where leftovers stay (FILE-14)
-    fcntl = None
+    fcntl: Any = None  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
     import genesis
     import gymnasium
-    import numpy as np
     import torch
 
-__version__ = "1.0.0"
-__spec_version__ = "1.0.0"
+__version__ = "1.1.0"
+__spec_version__ = "1.1.0"
 
 # The suffixes that a video's name may have, and ffmpeg's muxer for each.
 _MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
 class Camera(Protocol):
-    """What a recording needs of a camera. A Genesis camera has it."""
+    """What a recording needs of a camera: `render`, or `read` where that is missing."""
 
     def render(self) -> Any:
         """Returns the picture, or a tuple that begins with it.
 
         That is a uint8 array or tensor of shape (height, width, 3), or (n, height, width, 3) with a
-        picture of each rendered env (FILE-8, 9).
+        picture of each rendered env (FILE-8, 9). So does `read` of Genesis' camera sensors.
         """
 
 
 class GenesisEnv(Protocol):
-    """What `VideoWrapper` needs of an env. The environments of genesis-forge have it."""
+    """What `VideoWrapper` needs of an env. The environments of genesis-forge have it.
+
+    `build` and `close` may be missing; `reset` and `get_observations` until they are called.
+    """
 
     dt: float
     num_envs: int
@@ -89,12 +106,14 @@ def capped_cubic_episode_trigger(episode: int) -> bool:
 
 
 class Wrapper:
-    """Passes everything through to the wrapped env, read anew at each access (DEL-1 to 4)."""
+    """Passes through to the wrapped env, read anew at each access (DEL-1 to 4)."""
 
     can_be_wrapped: bool = True
-    env: GenesisEnv = None
+    env: GenesisEnv = None  # type: ignore[assignment]  # pyright: ignore
 
     def __init__(self, env: GenesisEnv) -> None:
+        if isinstance(env, type) or not all(hasattr(env, n) for n in ("step", "dt", "num_envs")):
+            raise TypeError(f"env must be an env with step(), dt and num_envs, got {env!r}")
         if not getattr(env, "can_be_wrapped", True):
             raise ValueError(f"env must be one that can be wrapped: can_be_wrapped=False on {env}")
         self.env = env
@@ -125,59 +144,44 @@ class Wrapper:
     @property
     def scene(self) -> genesis.Scene:
         """The environment's scene."""
-        return self.env.scene
+        return self._of_env("scene")
 
     @property
     def robot(self) -> Any:
         """The environment's robot."""
-        return self.env.robot
+        return self._of_env("robot")
 
     @property
     def num_actions(self) -> int:
         """The number of actions for each environment."""
-        return self.env.num_actions
+        return self._of_env("num_actions")
 
     @property
     def num_observations(self) -> int:
         """The number of observations for each environment."""
-        return self.env.num_observations
+        return self._of_env("num_observations")
 
     @property
     def action_space(self) -> gymnasium.spaces:
         """The action space of the environment."""
-        return self.env.action_space
+        return self._of_env("action_space")
 
     @property
     def observation_space(self) -> gymnasium.spaces:
         """The observation space of the environment."""
-        return self.env.observation_space
+        return self._of_env("observation_space")
 
     @property
     def extras(self) -> dict:
         """The infos that the environment returns from step and reset."""
-        return self.env.extras
-
-    def build(self) -> None:
-        """Builds the wrapped env."""
-        self.env.build()
-
-    def step(
-        self, actions: torch.Tensor
-    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Steps the wrapped env and returns what it returned."""
-        return self.env.step(actions)
-
-    def reset(self, env_ids: Sequence[int] = None) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Resets the envs `env_ids` (None: all) and returns what the wrapped env returned."""
-        return self.env.reset() if env_ids is None else self.env.reset(env_ids)
+        return self._of_env("extras")
 
     def get_observations(self) -> torch.Tensor:
         """Returns the wrapped env's observations."""
         return self.env.get_observations()
 
-    def close(self) -> None:
-        """Closes the wrapped env."""
-        self.env.close()
+    def _of_env(self, *name_and_default: Any) -> Any:
+        return getattr(self.env, *name_and_default)
 
 
 class VideoWrapper(Wrapper):
@@ -203,14 +207,19 @@ class VideoWrapper(Wrapper):
         filename: A name, ending in .mp4, .m4v, .mov or .mkv, for every video, each overwriting the
             one before. If None, a video is named ``{step}.mp4`` after its first step.
         record_final_episode: Whether `close` saves a video of the last episode (FIN-1 to 4).
-        logging: Whether to print a line for each saved video.
+        logging: Whether to print a line for each saved video, and what else is worth a line.
 
     Raises:
         ValueError: Both triggers are given, or an argument has a value that makes no video
-            (ARG-1, 3 to 6).
-        TypeError: A trigger is not callable (ARG-2).
+            (ARG-1, 3 to 6, 10).
+        TypeError: A trigger is not callable, or `env` is no env (ARG-2, 11).
         OSError: `out_dir` cannot be created or written to (ARG-8).
+        RuntimeError: There is no ffmpeg, or none that encodes H.264 (ARG-12).
     """
+
+    # What `__del__` and `close` look at, also where the constructor raised.
+    _recording: _Recording | None = None
+    _last_background: _Recording | None = None  # finished, for close() to save
 
     def __init__(
         self,
@@ -226,9 +235,6 @@ class VideoWrapper(Wrapper):
         record_final_episode: bool = True,
         logging: bool = True,
     ) -> None:
-        # Here, so that a missing package shows at once and not at the first recording.
-        from imageio_ffmpeg import get_ffmpeg_exe
-
         super().__init__(env)
         triggers = {"episode_trigger": episode_trigger, "step_trigger": step_trigger}
         if None not in triggers.values():
@@ -236,43 +242,48 @@ class VideoWrapper(Wrapper):
         for name, trigger in triggers.items():
             if trigger is not None and not callable(trigger):
                 raise TypeError(f"{name} must be a function of an int, got {trigger!r}")
+        if not (isinstance(camera_attr, str) and camera_attr.isidentifier()):
+            want = "an attribute's name (out_dir is the folder)"
+            raise ValueError(f"camera_attr must be {want}, got {camera_attr!r}")
         if not (hasattr(env_idx, "__index__") and 0 <= operator.index(env_idx) < env.num_envs):
             raise ValueError(f"env_idx must be an int in range({env.num_envs}), got {env_idx!r}")
-        if filename is not None and not _is_video_name(filename):
-            raise ValueError(f"filename must be a name ending in {[*_MUXERS]}, got {filename!r}")
+        if filename is not None:
+            _check_filename(filename)
         dt = _positive("env.dt", env.dt)
         length = _positive("video_length_sec", video_length_sec) / dt
-        stride = 1 / (_positive("fps", fps) * dt)
+        _positive("video_length_sec / env.dt", length)
+        stride = min(1 / (_positive("fps", fps) * dt), 1e15)
+        self._length = max(1, math.ceil(_without_noise(length)))
+        self._stride = max(1, round(_without_noise(2 * stride) / 2))
+        # The limit finds 200/3 behind 66.66666666666667 and keeps to what ffmpeg takes for a rate.
+        self._rate = Fraction(1 / (self._stride * dt)).limit_denominator(100_000)
+        if not 0 < self._rate < 2**31:
+            raise ValueError(f"fps must make a rate that players take, got {fps} with dt={dt}")
+        _ffmpeg()  # one that is missing shows at once and not at the first recording
+        self._out_dir = _writable_folder(out_dir)
+        self._filename = filename
+        self._say: Callable[[str], None] = _say if logging else lambda line: None
+        self._told: set[str] = set()
+        self._created = time.time()
+        for path in _rescue_leftovers(self._out_dir):
+            self._say(f"Kept {path}, which a run that was killed had left")
 
-        self._camera_attr = camera_attr
         self._env_idx = operator.index(env_idx)
+        self._view = _View(env, camera_attr, self._env_idx)
+        self._replay: _Replay | None = None
         self._step_trigger = step_trigger
         self._episode_trigger = episode_trigger
         if episode_trigger is None and step_trigger is None:
             self._episode_trigger = capped_cubic_episode_trigger
         self._record_final_episode = record_final_episode
         self._counts_episodes = self._episode_trigger is not None or record_final_episode
-        self._filename = filename
-        self._logging = logging
-        self._length = max(1, math.ceil(_without_noise(length)))
-        self._stride = max(1, round(_without_noise(2 * stride) / 2))
-        # The limit finds 200/3 behind 66.66666666666667 and keeps to what ffmpeg takes for a rate.
-        self._rate = Fraction(1 / (self._stride * dt)).limit_denominator(100_000)
-        self._ffmpeg = get_ffmpeg_exe()
-        self._out_dir = _writable_folder(out_dir)
-        _clear_leftovers(self._out_dir)
-        self._created = time.time()
-
         self._step = 0  # the number of the next step
         self._episode = 0
         self._episode_start = 0
         self._asked_episode = -1
         self._last_flags: tuple[Any, Any, Any, Any] = (None, None, None, None)
-        self._recording: _Recording | None = None
-        self._last_background: _Recording | None = None  # finished, for close() to save
-        if hasattr(os, "register_at_fork"):
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: (self := this()) and self._abandon())
+        _ends.save_unheld()
+        self._age = _ends.add(self)
 
     @property
     def video_length_steps(self) -> int:
@@ -283,12 +294,22 @@ class VideoWrapper(Wrapper):
         """Builds the env and checks that it has the camera.
 
         An env that is built already needs no call: its camera is found when it is needed (BLD-4).
+        If it is built anew, an episode that was begun is over.
 
         Raises:
             AttributeError: The base environment has no camera of that name (BLD-3).
+            TypeError: What it has there can neither `render` nor `read` (BLD-5).
         """
-        super().build()
-        self._find_camera()
+        if self._step:
+            self.finish_recording()
+            self._end_episode()
+        try:
+            self._of_env("build", lambda: None)()
+        except Exception as error:
+            if "already built" in str(error):
+                error.args = (f"{error} An env that is built needs no call of build() (BLD-4).",)
+            raise
+        self._view.camera()
 
     def step(
         self, actions: torch.Tensor
@@ -301,17 +322,21 @@ class VideoWrapper(Wrapper):
         Returns:
             What the env returned: observations, rewards, terminated, truncated, extras. The flags
             `terminated` and `truncated` are indexed by `env_idx`; either may be None (EPI-2, 3).
+
+        Raises:
+            TypeError, ValueError: The first step gave something else (EPI-7).
         """
         result = self.env.step(actions)
-        step = self._step
+        step, episode, is_first = self._step, self._episode, self._step == self._episode_start
         # Counted before a trigger or the camera can raise, so that an error miscounts nothing.
         self._step = step + 1
         if self._counts_episodes:
-            episode, is_first = self._episode, step == self._episode_start
+            if not step:
+                _check_results(result, self._env_idx, self.num_envs)
             if self._is_done(result[2], result[3]):
                 self._end_episode()
         recording, trigger = self._recording, self._step_trigger
-        if recording is not None and (recording.ended or step >= recording.start + self._length):
+        if recording is not None and (recording.is_over or step not in recording.steps):
             self.finish_recording()  # Ctrl-C came before it or broke into it
             recording = None
         if recording is None or recording.type != "active":
@@ -320,7 +345,7 @@ class VideoWrapper(Wrapper):
             elif self._record_final_episode and is_first:
                 self._start("background", step)
         if self._recording is not None:
-            self._record(step)
+            self._record(self._recording, step)
         return result
 
     def reset(self, env_ids: Sequence[int] = None) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -332,8 +357,8 @@ class VideoWrapper(Wrapper):
         Returns:
             What the env returned: observations and extras.
         """
-        result = super().reset(env_ids)
-        if self._step > self._episode_start and _includes(env_ids, self._env_idx):
+        result = self.env.reset() if env_ids is None else self.env.reset(env_ids)
+        if self._counts_episodes and _includes(env_ids, self._env_idx, self.num_envs):
             self._end_episode()
         return result
 
@@ -355,7 +380,7 @@ class VideoWrapper(Wrapper):
         """Stops what is running: saves it if active, keeps it for `close` if not (REC-2, 4, 5)."""
         recording = self._recording
         if recording is not None:
-            if not recording.frames:
+            if not recording.has_frames:
                 recording.discard()
             elif recording.type == "active":
                 self._save(recording)
@@ -365,19 +390,24 @@ class VideoWrapper(Wrapper):
         self._recording = None
 
     def close(self) -> None:
-        """Saves what runs or is kept, then closes the env, also if saving fails (CLOSE-1, 2)."""
+        """Saves what runs or is kept, then closes the env, also if saving fails (CLOSE-1, 2).
+
+        If Ctrl-C breaks into the saving, another call goes on with it (CLOSE-11).
+        """
         try:
             self._save_all()
-            atexit.unregister(self._save_all)  # it would keep the env in memory (CLOSE-10)
-        finally:
-            super().close()
+        except Exception:  # a warning that is an error by the user's wish
+            self._of_env("close", lambda: None)()
+            raise
+        self._of_env("close", lambda: None)()
 
-    def _find_camera(self) -> Camera:
-        camera = getattr(self.unwrapped, self._camera_attr, None)
-        if camera is None:
-            name = f"{type(self.unwrapped).__name__}.{self._camera_attr}"
-            raise AttributeError(f"camera_attr must name the camera, but {name} is missing or None")
-        return camera
+    def __del__(self) -> None:
+        # Only noted here, which may be any moment of any thread, and saved at a better one.
+        if self._recording is not None or self._last_background is not None:
+            _ends.note_unheld(self)
+
+    def __reduce__(self) -> Any:  # copies would write the same files
+        raise TypeError("a VideoWrapper cannot be copied or pickled: wrap a copy of its env")
 
     def _is_done(self, terminated: Any, truncated: Any) -> bool:
         """Whether the watched env's episode ends: nearly all that an idle step costs (COST-1, 4)."""
@@ -396,199 +426,464 @@ class VideoWrapper(Wrapper):
                 elements = terminated.numpy()[i, ...], truncated.numpy()[i, ...]
                 self._last_flags = terminated, truncated, now, elements
             return bool(elements[0].item() or elements[1].item())
-        except (AttributeError, TypeError, RuntimeError):  # no tensors, or none with an array
-            return any(flags is not None and bool(flags[i]) for flags in (terminated, truncated))
+        except (AttributeError, IndexError, TypeError, RuntimeError):
+            # No tensors, or none with an array, or of a single env and without a dimension.
+            return any(_flag(flags, i) for flags in (terminated, truncated))
 
     def _end_episode(self) -> None:
-        self._episode += 1
-        self._episode_start = self._step
+        if self._step > self._episode_start:  # else it has not begun
+            self._episode += 1
+            self._episode_start = self._step
 
     def _is_due(self, episode: int) -> bool:
-        if self._asked_episode == episode:
+        if self._asked_episode == episode or self._episode_trigger is None:
             return False
         self._asked_episode = episode
         return bool(self._episode_trigger(episode))
 
     def _start(self, type: Literal["active", "background"], step: int) -> None:
-        camera = self._find_camera()
+        if _ends.has_come:
+            return  # nobody would finish it
+        camera = self._view.camera()
         self.finish_recording()
-        path = os.path.join(self._out_dir, self._filename or f"{step}.mp4")
-        arguments = (self, camera, type, step, path)
-        deferred = _DeferredRecording.of(*arguments) if type == "background" else None
-        self._recording = deferred or _Recording(*arguments)
-        # Registered anew, so as to run before Genesis' own exit handler destroys the scene.
-        atexit.unregister(self._save_all)
-        atexit.register(self._save_all)
+        _ends.save_unheld()
+        encoder = _Encoder(os.path.join(self._out_dir, self._filename or f"{step}.mp4"), self._rate)
+        steps = range(step, step + self._length)
+        replay = self._find_replay(camera) if type == "background" else None
+        self._recording = _Recording(type, steps, self._stride, self._view, encoder, replay)
+        _ends.watch()
 
-    def _record(self, step: int) -> None:
-        recording = self._recording
-        if (step - recording.start) % self._stride == 0:
+    def _find_replay(self, camera: Any) -> _Replay | None:
+        scene = getattr(self.unwrapped, "scene", None)
+        try:
+            if self._replay is None or not self._replay.is_of(scene, camera):
+                self._replay = _Replay(scene, camera)  # a copy without _Replay: return None
+            return self._replay
+        except _NotReplayable as reason:
+            self._warn_once(reason.remark)
+            return None
+
+    def _record(self, recording: _Recording, step: int) -> None:
+        if step in recording.due:
             try:
                 recording.capture()
             except _RecordingFailed as failure:
-                self._recording = None
-                self._drop(recording, failure)
+                if isinstance(failure, _EncoderFailed):
+                    recording.discard()
+                self.finish_recording()
+                self._warn_of(recording, failure)
                 return
             if self._last_background is not None:
                 self._last_background.discard()
                 self._last_background = None
-        if step - recording.start + 1 >= self._length:
+            self._warn_once(recording.remark)
+        if step + 1 not in recording.steps:
             self.finish_recording()
 
     def _save(self, recording: _Recording) -> None:
-        path, frames, rate = recording.path, recording.frames, self._rate
-        old = False
+        path, failure, replaces = recording.path, None, False
         with contextlib.suppress(OSError):
-            old = os.path.getmtime(path) < self._created
+            replaces = os.path.getmtime(path) < self._created
         try:
-            recording.save()
-        except _RecordingFailed as failure:
-            self._drop(recording, failure)
-        else:
-            if self._logging:
-                seconds = f"{float(frames / rate):.4g} s at {float(rate):.4g} fps"
-                note = ", replacing a file of an earlier run" if old else ""
-                _say(f"Saved {path}: {frames} frames, {seconds}{note}")
+            recording.save(self._say)
+        except _RecordingFailed as error:
+            failure = error
+        if isinstance(failure, _EncoderFailed):
+            recording.discard()
+        elif frames := recording.frames:
+            seconds = f"{float(frames / self._rate):.4g} s at {float(self._rate):.4g} fps"
+            note = ", replacing an earlier file" if replaces else ""
+            self._say(f"Saved {path}: {frames} frames, {seconds}{note}")
+        if failure is not None:
+            self._warn_of(recording, failure)
 
-    def _drop(self, recording: _Recording, failure: _RecordingFailed) -> None:
-        recording.discard()
-        message = f"no video {recording.path} from step {recording.start}: {failure}"
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    def _warn_of(self, recording: _Recording, failure: _RecordingFailed) -> None:
+        what = "video ends early:" if recording.has_frames else "no video"
+        _warn(f"{what} {recording.path} from step {recording.steps.start}: {failure}")
+
+    def _warn_once(self, remark: str) -> None:
+        if remark and remark not in self._told:
+            self._told.add(remark)
+            _warn(remark)
 
     def _save_all(self) -> None:
         self.finish_recording()
-        if self._last_background is not None and self._last_background.frames:
+        if self._last_background is not None and self._last_background.has_frames:
             self._save(self._last_background)
         self._last_background = None
 
-    def _abandon(self) -> None:
-        """In a forked child: leaves the recordings to the parent (CLOSE-5)."""
+    def _leave_to_parent(self) -> None:
+        """In a forked child (CLOSE-5)."""
         for recording in filter(None, (self._recording, self._last_background)):
-            recording.abandon()
+            recording.leave_to_parent()
         self._recording = self._last_background = None
 
 
+class _Ends:
+    """Saves a process's wrappers when it ends, or when nobody holds them (CLOSE-4, 12)."""
+
+    def __init__(self) -> None:
+        self.has_come = False
+        self._living: weakref.WeakSet[VideoWrapper] = weakref.WeakSet()
+        self._unheld: list[VideoWrapper] = []
+        self._ages = itertools.count()
+        self._finalizer: multiprocessing.util.Finalize | None = None
+
+    def add(self, wrapper: VideoWrapper) -> int:
+        """Returns a number that is higher than those of older wrappers."""
+        age = next(self._ages)
+        if age == 0 and hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave_to_parent)
+        self._living.add(wrapper)
+        return age
+
+    def note_unheld(self, wrapper: VideoWrapper) -> None:
+        self._unheld.append(wrapper)
+
+    def save_unheld(self) -> None:
+        while self._unheld:
+            self._unheld[0]._save_all()
+            self._unheld.pop(0)  # not before: Ctrl-C may break into the saving
+
+    def watch(self) -> None:
+        # Anew for each recording: the last handler runs first, before Genesis' destroys the scenes.
+        atexit.unregister(self._save_all)
+        atexit.register(self._save_all)
+        # Before Python 3.13, children of multiprocessing run no exit handlers. What is registered
+        # here they forget when they start.
+        is_child = multiprocessing.parent_process() is not None
+        if is_child and not (self._finalizer and self._finalizer.still_active()):
+            self._finalizer = multiprocessing.util.Finalize(None, self._save_all, exitpriority=100)
+
+    def _save_all(self) -> None:
+        self.has_come = True
+        # Of two with one name the newer one's video stays. One that raises does not stop the rest.
+        with contextlib.ExitStack() as stack:
+            for wrapper in sorted({*self._living, *self._unheld}, key=lambda w: -w._age):
+                stack.callback(wrapper._save_all)
+        self._unheld.clear()
+
+    def _leave_to_parent(self) -> None:
+        for wrapper in {*self._living, *self._unheld}:
+            wrapper._leave_to_parent()
+        self._unheld.clear()
+
+
+_ends = _Ends()
+
+
 class _RecordingFailed(Exception):
-    """A recording cannot go on; its text says why. It never leaves this module."""
+    """A recording cannot go on, but its frames so far are saved. Its text says why."""
 
 
-class _Recording:
-    """A recording whose frames are rendered and handed to an ffmpeg process at once.
+class _EncoderFailed(_RecordingFailed):
+    """A recording is lost with all its frames."""
 
-    A thread starts ffmpeg, feeds it, waits for it and gives the video its name, for which ffmpeg
-    writes under another until then (FILE-3). So the training waits for a copy of the frame only,
-    and Ctrl-C, which reaches the main thread alone, breaks into none of that (CLOSE-6, FAIL-5).
-    The two share plain attributes and a queue in C: all other means of `threading` are left locked,
-    or take a running thread for a dead one, if Ctrl-C breaks into them.
-    """
 
-    def __init__(
-        self, wrapper: VideoWrapper, camera: Camera, type: str, start: int, path: str
-    ) -> None:
-        self.type = type
-        self.start = start
-        self.path = path
-        self.frames = 0
-        self.ended = False
-        self._wrapper = wrapper
-        self._camera = camera
-        folder, name = os.path.split(path)
-        self._part = os.path.join(folder, f".{uuid.uuid4().hex[:8]}-{name[-50:]}.part")
-        self._shape: tuple[int, ...] = ()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._files = contextlib.ExitStack()
-        self._claim = threading.Lock()
-        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._has_thread = True
-        self._is_started = self._is_dropped = self._is_done = False
-        self._error: Exception | None = None
-        self._failure = ""
+class _View:
+    """The watched env's pictures, of the camera that the env has at the time."""
 
-    def capture(self) -> None:
-        """Records the present picture."""
-        self._encode(self._render())
-        self.frames += 1
+    def __init__(self, env: GenesisEnv, camera_attr: str, env_idx: int) -> None:
+        self._env = env
+        self._camera_attr = camera_attr
+        self._env_idx = env_idx
 
-    def _encode(self, picture: np.ndarray) -> None:
-        """Appends a frame; the first one decides the size."""
-        if not self._is_started:
-            self._shape = picture.shape
-            try:
-                _thread.start_new_thread(self._feed, ())
-            except RuntimeError:  # none can be started while Python exits
-                self._has_thread = False
-                self._start_ffmpeg()
-            # Else a fork could come between that and what it leaves behind (CLOSE-5).
-            self._wait_until(lambda: self._is_started)
-        elif picture.shape != self._shape:
-            raise _RecordingFailed(f"a frame is {picture.shape}, but the first was {self._shape}")
-        if self._has_thread:
-            # An encoder that falls behind slows the training and does not fill the memory.
-            self._wait_until(lambda: self._queue.qsize() < 2 or self._is_done)
-            self._queue.put(picture.tobytes())
-        elif self._error is None:
-            self._write(picture.tobytes())
-        if self._is_done:
-            raise _RecordingFailed(self._failure)
+    def camera(self) -> Any:
+        env = getattr(self._env, "unwrapped", self._env)
+        camera = getattr(env, self._camera_attr, None)
+        name = f"{type(env).__name__}.{self._camera_attr}"
+        if camera is None:
+            raise AttributeError(f"camera_attr must name the camera, but {name} is missing or None")
+        if not callable(getattr(camera, "render", getattr(camera, "read", None))):
+            got = f"{name} is a {type(camera).__name__}"
+            raise TypeError(f"camera_attr must name a camera with render() or read(), but {got}")
+        return camera
 
-    def save(self) -> None:
-        """Completes the video and gives it its name; can be repeated if Ctrl-C breaks into it."""
-        self._end()
-        if self._failure:
-            raise _RecordingFailed(self._failure)
+    def take(self) -> Any:
+        camera = self.camera()
+        return self.picture((camera.render if hasattr(camera, "render") else camera.read)())
 
-    def discard(self) -> None:
-        """Leaves nothing behind, not even a frame."""
-        self.frames, self._is_dropped = 0, True
-        self._end()
-
-    def abandon(self) -> None:
-        """Closes this process's copies of what belongs to the recording of another."""
-        if self._process is not None:
-            self._process.stdin.close()
-        self._files.close()
-
-    def _end(self) -> None:
-        self.ended = True
-        self._queue.put(None)  # also for a thread that has yet to begin
-        if self._claim.locked():
-            self._wait_until(lambda: self._is_done)
-        elif self._is_started and not self._is_done:
-            self._end_ffmpeg()
-
-    @staticmethod
-    def _wait_until(condition: Callable[[], bool]) -> None:
-        while not condition():
-            time.sleep(0.0005)
-
-    def _render(self) -> np.ndarray:
-        """The watched env's picture now: uint8, of shape (height, width, 3)."""
-        picture, env_idx = self._camera.render(), self._wrapper._env_idx
-        if isinstance(picture, tuple) and picture:
-            picture = picture[0]
+    def picture(self, given: Any) -> Any:
+        """What the camera gave as an array: uint8, of shape (height, width, 3)."""
+        picture: Any = given[0] if isinstance(given, tuple) and given else given
         shape = tuple(getattr(picture, "shape", ()))
         dtype = str(getattr(picture, "dtype", type(picture).__name__)).removeprefix("torch.")
         if dtype != "uint8" or len(shape) not in (3, 4) or shape[-1] not in (3, 4):
             want = "uint8 of shape (height, width, 3)"
-            raise _RecordingFailed(f"camera.render() must give {want}, got {dtype} of {shape}")
+            raise _RecordingFailed(f"the camera must give {want}, got {dtype} of {shape}")
         if len(shape) == 4:
-            envs = list(range(self._wrapper.num_envs))
+            envs = list(range(self._env.num_envs))
             if len(envs) != shape[0]:  # only some of them are rendered
                 with contextlib.suppress(AttributeError):
-                    envs = list(self._wrapper.scene.visualizer.context.rendered_envs_idx)
-            if env_idx not in envs[: shape[0]]:
-                raise _RecordingFailed(f"env_idx={env_idx} is not among the {shape[0]} envs shown")
-            picture = picture[envs.index(env_idx)]
+                    scene = self._env.scene  # type: ignore[attr-defined]  # pyright: ignore
+                    envs = list(scene.visualizer.context.rendered_envs_idx)
+            if self._env_idx not in envs[: shape[0]]:
+                shown = f"the {shape[0]} envs shown"
+                raise _RecordingFailed(f"env_idx={self._env_idx} is not among {shown}")
+            picture = picture[envs.index(self._env_idx)]
         return (picture.cpu().numpy() if hasattr(picture, "cpu") else picture)[..., :3]
 
-    def _start_ffmpeg(self) -> None:
-        height, width, _ = self._shape
-        rate = self._wrapper._rate
+
+class _Recording:
+    """The pictures of some steps: encoded as they come, or kept to be rendered when it is saved.
+
+    A thread feeds the encoder, so that the training waits for a copy of the picture only, and
+    Ctrl-C, which reaches the main thread alone, breaks into none of that (CLOSE-6, FAIL-5). The two
+    share plain attributes and a queue in C: what else there is to wait for in `threading` and
+    `queue` is left locked if Ctrl-C breaks into it.
+    """
+
+    def __init__(
+        self, type: str, steps: range, stride: int, view: _View, encoder: _Encoder, replay: Any
+    ) -> None:
+        self.type = type
+        self.steps = steps
+        self.due = steps[::stride]
+        self.path = encoder.path
+        self.is_over = False  # takes no more pictures
+        self.remark = ""  # what its user should know
+        self._view = view
+        self._encoder = encoder
+        self._replay: _Replay | None = replay
+        self._moments: collections.deque[Any] = collections.deque()
+        self._room = 0  # bytes that moments may still take
+        self._shape: tuple[int, ...] = ()
+        self._pictures: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._is_dropped = self._is_encoded = False
+        self._failure = ""
+
+    @property
+    def has_frames(self) -> bool:
+        return bool(self._shape or self._moments) and not self._is_dropped
+
+    @property
+    def frames(self) -> int:
+        """How many are in the video, once it is saved."""
+        return self._encoder.frames
+
+    def capture(self) -> None:
+        """Records the present picture. Raises _RecordingFailed if that cannot be."""
+        if self._thread is None:
+            self._start_thread()
+        if self._replay is not None:
+            try:
+                self._keep(self._replay)
+                return
+            except _NotReplayable as reason:  # nor can what was kept be trusted
+                self.remark, self._replay = reason.remark, None
+                self._moments.clear()
+            except Exception as error:  # out of memory, say
+                raise _RecordingFailed(_words(error)) from error
+        self._put(self._view.take())
+
+    def save(self, say: Callable[[str], None]) -> None:
+        """Completes the video and gives it its name. If Ctrl-C breaks into it, it can go on."""
+        self.is_over = True
+        count, told, failure = len(self._moments), time.monotonic(), None
+        while self._moments and not self._is_encoded:
+            if time.monotonic() - told > 5:
+                told = time.monotonic()
+                say(f"Rendering {self.path}: {count - len(self._moments)} of {count} frames")
+            try:
+                assert self._replay is not None  # it has kept them
+                picture = self._view.picture(self._replay.show(self._moments[0]))
+                self._wait_until(self._has_room)
+                self._moments.popleft()
+                self._put(picture)
+            except Exception as error:  # noqa: BLE001 its scene is gone, say
+                failure = _RecordingFailed(_words(error))
+                self._moments.clear()
+        self._end()
+        if self._failure:
+            raise _EncoderFailed(self._failure)
+        if failure is not None:
+            raise failure
+
+    def discard(self) -> None:
+        """Leaves nothing behind, not even a frame."""
+        self._is_dropped = True
+        self._moments.clear()
+        self._end()
+
+    def leave_to_parent(self) -> None:
+        self._encoder.leave_to_parent()
+
+    def _keep(self, replay: _Replay) -> None:
+        moment = replay.keep()
+        if not self._moments:
+            self._room = replay.memory()
+            if moment.nbytes * len(self.due) > self._room:
+                self.remark = (
+                    f"An episode that may be the last would take {len(self.due)} frames of"
+                    f" {moment.nbytes / 1e6:.1f} MB, over a quarter of the memory there is, so its"
+                    " video is cut short. Set rendered_envs_idx=[0] in Genesis' VisOptions."
+                )
+                self.due = self.due[: max(1, self._room // moment.nbytes)]
+        self._room -= moment.nbytes
+        if self._room < 0:  # drawings have added up
+            raise MemoryError("too much is drawn to keep more frames until they are saved")
+        self._moments.append(moment)
+
+    def _put(self, picture: Any) -> None:
+        """Hands a picture to the encoder; the first one decides the size."""
+        self._shape = self._shape or picture.shape
+        if picture.shape != self._shape:
+            first = f"the first was {self._shape}"
+            raise _RecordingFailed(f"a frame is {picture.shape}, but {first}")
+        self._wait_until(self._has_room)
+        self._pictures.put(memoryview(picture.copy("C")))
+        # Else a fork could come between ffmpeg's start and what is to be closed in the child.
+        self._wait_until(lambda: self._encoder.is_started or self._is_encoded)
+        if self._is_encoded:
+            raise _EncoderFailed(self._failure)
+
+    def _has_room(self) -> bool:
+        # An encoder that falls behind slows the training and does not fill the memory.
+        return self._pictures.qsize() < 2 or self._is_encoded
+
+    def _end(self) -> None:
+        self.is_over = True
+        self._pictures.put(None)
+        if self._shape:  # else the thread may not have been started
+            self._wait_until(lambda: self._is_encoded)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        # By looking again, at a tenth of the time that encoding a small picture takes.
+        start, told = time.monotonic(), False
+        while not condition():
+            time.sleep(0.0005)
+            if not told and time.monotonic() - start > 10:
+                told = True
+                _warn(f"waiting for ffmpeg, which has not gone on with {self.path} for 10 s")
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._feed, name=self.path, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # there are too many, or Python exits
+            raise _EncoderFailed(str(error)) from error
+        except BaseException:  # Ctrl-C, and the thread may run or not
+            self._end()
+            raise
+
+    def _feed(self) -> None:
+        try:
+            self._encoder.encode(self._queued())
+        except Exception as error:  # noqa: BLE001 the training waits for this thread
+            self._failure = _words(error)
+        finally:
+            self._is_encoded = True
+
+    def _queued(self) -> Iterator[memoryview]:
+        while (picture := self._pictures.get()) is not None and not self._is_dropped:
+            yield picture
+        if self._is_dropped:
+            raise _EncoderFailed("dropped")
+
+
+class _NotReplayable(Exception):
+    """A scene's pictures cannot be made again later. Its text says why, if it is worth a word."""
+
+    @property
+    def remark(self) -> str:
+        what = "Each episode that may be the last is rendered as it goes, not when it is saved"
+        remedy = "Where that is too slow: record_final_episode=False"
+        return f"{what}: {self}. {remedy}" if str(self) else ""
+
+
+class _Replay:
+    """Keeps what a Genesis camera would draw, to render it later (FIN-5, 6)."""
+
+    def __init__(self, scene: Any, camera: Any) -> None:
+        raise _NotReplayable("")
+
+    def is_of(self, scene: Any, camera: Any) -> bool:
+        return False
+
+    def keep(self) -> Any: ...
+
+    def show(self, moment: Any) -> Any: ...
+
+    def memory(self) -> int:
+        return 0
+
+
+class _Encoder:
+    """Makes a whole video of pictures, through an ffmpeg process. It needs nothing of the above::
+
+        _Encoder("/tmp/a.mp4", Fraction(50)).encode(memoryview(array) for array in pictures)
+
+    Attributes:
+        path: The video, under which name nothing stands before it is complete (FILE-3).
+        frames: How many pictures ffmpeg was given.
+        is_started: Whether ffmpeg runs, and all that a forked child is to close is known.
+    """
+
+    def __init__(self, path: str, rate: Fraction) -> None:
+        self.path = path
+        self.frames = 0
+        self.is_started = False
+        folder, name = os.path.split(path)
+        self._part = os.path.join(folder, f".{uuid.uuid4().hex[:8]}-{name[-50:]}.part")
+        self._rate = rate
+        self._files = contextlib.ExitStack()
+
+    def encode(self, pictures: Iterable[memoryview]) -> None:
+        """Encodes pictures, uint8 of shape (height, width, 3), all of one size. Of none, no file.
+
+        Raises:
+            _EncoderFailed: There is no video, for the reason given: ffmpeg's words if it has any.
+        """
+        pictures = iter(pictures)
+        first = next(pictures, None)
+        if first is None:
+            return
+        process: Any = None
+        words = self._files.enter_context(_words_file())
+        try:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            lock = self._files.enter_context(_create_locked(self._part)) if fcntl else None
+            process = self._start(first.shape or (), lock, words)
+            self._files.enter_context(process.stdin)
+            self.is_started = True
+            for picture in itertools.chain([first], pictures):
+                view = picture.cast("B")
+                while view:
+                    view = view[process.stdin.write(view) :]
+                self.frames += 1
+            process.stdin.close()
+            process.wait()
+            if not _is_whole(self._part):
+                raise OSError(f"ffmpeg ended with code {process.returncode}")
+            os.replace(self._part, self.path)
+        except OSError as error:
+            if process is not None:
+                process.stdin.close()
+                process.wait()
+            words.seek(0)
+            raise _EncoderFailed(words.read().strip()[-1000:] or str(error)) from error
+        finally:
+            if process is not None and process.poll() is None:  # the pictures have failed
+                process.kill()
+                process.wait()
+            with contextlib.suppress(OSError):
+                os.unlink(self._part)
+            self._files.close()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: closes its copies of the pipe and the files."""
+        self._files.close()
+
+    def _start(
+        self, shape: tuple[int, ...], lock: BinaryIO | None, words: BinaryIO
+    ) -> subprocess.Popen[bytes]:
+        height, width = shape[:2]
         # fmt: off
         command = [
-            self._wrapper._ffmpeg, "-loglevel", "error", "-nostdin", "-y",
+            _ffmpeg(), "-loglevel", "error", "-nostdin", "-y",
             "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}",
-            "-framerate", f"{rate.numerator}/{rate.denominator}", "-i", "pipe:0",
+            "-framerate", f"{self._rate.numerator}/{self._rate.denominator}", "-i", "pipe:0",
             # yuv420p needs even sizes. The colours are named, or players guess them from the size.
             "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709,"
             + "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709",
@@ -596,8 +891,10 @@ class _Recording:
             "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
             # Slower presets take more of the training's cores for no better picture, faster ones
             # make larger files; zerolatency keeps no frames back for the end. -threads counts for
-            # the filters, too. (python -m pytest --benchmark-only)
+            # the filters, too. At the default crf, what moves is blurred and leaves trails of
+            # colour, and thin arrows vanish (FILE-18). (python -m pytest --benchmark-only)
             "-c:v", "libx264", "-preset", "veryfast", "-tune", "zerolatency", "-threads", "1",
+            "-crf", "17", "-x264-params", "chroma-qp-offset=-3:no-dct-decimate=1",
             "-pix_fmt", "yuv420p",
             # What of an .mkv is written can be played if ffmpeg is killed (CLOSE-9).
             "-cluster_time_limit", "500", "-flush_packets", "1",
@@ -605,255 +902,108 @@ class _Recording:
             self._part,
         ]
         # fmt: on
+        # A job's signals reach all its processes. ffmpeg keeps the mask that it is started with: of
+        # no signal but SIGKILL does it end before its pipe closes (CLOSE-7).
+        set_mask = getattr(signal, "pthread_sigmask", lambda *_: ())  # Windows has none
+        before = set_mask(getattr(signal, "SIG_BLOCK", 0), signal.valid_signals())
         try:
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            lock = self._files.enter_context(_create_locked(self._part)) if fcntl else None
-            # Not a pipe: nobody would read it while ffmpeg runs, and a full one would stop ffmpeg.
-            self._stderr = self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
-                bufsize=0,
+                bufsize=0,  # else a forked child could write once more what the buffer holds
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
+                stderr=words,
                 # An ffmpeg that outlives this process is still at work on the file (FILE-14).
                 pass_fds=[lock.fileno()] if lock else (),
                 # So that ffmpeg sees a file-size limit as an error, and says so (FAIL-1).
                 restore_signals=False,
-                # In a group of its own, which Ctrl-C in the terminal does not reach (CLOSE-6).
+                # Out of reach of what kills the group of this process.
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
-        except Exception as error:  # noqa: BLE001 the training waits for this thread
-            self._error = error
-        self._is_started = True
-
-    def _feed(self) -> None:
-        if not self._claim.acquire(blocking=False):
-            return  # Ctrl-C broke into the start of the first thread
-        try:
-            self._start_ffmpeg()
-            while self._error is None and (frame := self._queue.get()) is not None:
-                self._write(frame)
-            self._end_ffmpeg()
-        except Exception as error:  # noqa: BLE001 the training waits for this thread
-            self._failure = f"{type(error).__name__}: {error}"
         finally:
-            self._is_done = True
-
-    def _write(self, frame: bytes) -> None:
-        view = memoryview(frame)
-        try:
-            while view and not self._is_dropped:
-                view = view[self._process.stdin.write(view) :]
-        except OSError as error:
-            self._error = error
-
-    def _end_ffmpeg(self) -> None:
-        if self._process is not None:
-            if self._is_dropped:
-                self._process.kill()
-            self._process.stdin.close()
-            code = self._process.wait()
-            self._stderr.seek(0)
-            words = self._stderr.read().decode(errors="replace").strip()[-1000:]
-            if code or self._error is not None:
-                why = self._error or "it was killed or gave no reason"
-                self._failure = words or f"ffmpeg ended with code {code}: {why}"
-        elif self._error is not None:
-            self._failure = str(self._error)
-        try:
-            if not self._failure and not self._is_dropped:
-                os.replace(self._part, self.path)
-        except OSError as error:
-            self._failure = str(error)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(self._part)
-            self._files.close()
-            self._is_done = True
+            set_mask(getattr(signal, "SIG_SETMASK", 0), before)
 
 
-class _DeferredRecording(_Recording):
-    """A recording of a Genesis scene that renders only what is saved (FIN-5, 6).
+def _words_file() -> Any:
+    """A file for ffmpeg's words, in memory where that can be: a disk may be full, or a folder gone.
 
-    A picture of rigid bodies depends on the camera's transform and on the poses of their links or,
-    once something was rendered in the same step, those of the geometry drawn then. `capture` copies
-    these. `save` puts them in place for one picture at a time and takes them out again: nothing
-    that the simulation computes with is touched.
+    Not a pipe: nobody would read it while ffmpeg runs, and a full one would stop ffmpeg.
     """
-
-    # Bytes on the simulation's device; what would store more is rendered at once.
-    LIMIT = 256 * 2**20
-
-    def __init__(self, wrapper: VideoWrapper, camera: Camera, *arguments: Any) -> None:
-        from genesis.utils.misc import qd_to_torch
-
-        def views(states: Any) -> list[torch.Tensor]:  # (envs, bodies, 3 or 4), in Genesis' memory
-            fields = [field for state in states for field in (state.pos, state.quat)]
-            return [qd_to_torch(field, transpose=True, copy=False) for field in fields]
-
-        super().__init__(wrapper, camera, *arguments)
-        self._stored: list[tuple[bool, list[torch.Tensor], np.ndarray]] = []
-        self._scene = wrapper.scene
-        self._visualizer = self._scene.visualizer
-        self._solvers = list(self._scene.active_solvers)
-        # Collision geometry moves with the simulation, not when it is drawn.
-        collision = [
-            s for s in self._solvers if any(e.surface.vis_mode != "visual" for e in s.entities)
-        ]
-        geoms = views(s.dyn_state.geoms for s in collision)
-        self._links = views(s.dyn_state.links for s in self._solvers) + geoms
-        self._drawn = views(s.dyn_state.vgeoms for s in self._solvers) + geoms
-        envs = list(self._visualizer.context.rendered_envs_idx)
-        adjacent = slice(envs[0], envs[-1] + 1)  # copies faster than indices do
-        is_slice = envs == list(range(adjacent.start, adjacent.stop))
-        self._envs = adjacent if is_slice else self._links[0].new_tensor(envs).long()
-        size = sum(view[self._envs].nbytes for view in self._drawn)
-        self._deferred = size * wrapper._length / wrapper._stride < self.LIMIT
-        # What else `capture` and `save` use, so that it is missed here and not in mid-training.
-        camera._transform, camera._debug, camera._followed_entity, camera._attached_link  # noqa: B018
-        self._visualizer._t, self._visualizer.context.reset, self._scene.sim.cur_step_global  # noqa: B018
-        self._visualizer.update_visual_states, [s.update_vgeoms for s in self._solvers]
-        self._shows_drawings()
-
-    @classmethod
-    def of(cls, wrapper: VideoWrapper, camera: Any, *arguments: Any) -> _DeferredRecording | None:
-        """A recording of a scene whose pictures can be reproduced exactly; of others None."""
-        gs: Any = sys.modules.get("genesis")
-        try:
-            scene, solvers = wrapper.scene, wrapper.scene.active_solvers
-            visualizer = scene.visualizer
-            reproducible = (
-                gs.__version__.startswith("1.4.")  # whose inner attributes are used here
-                and gs.use_zerocopy  # its tensors are its memory
-                and gs.backend != gs.metal
-                and type(camera) is gs.vis.camera.Camera
-                and any(camera is c for c in visualizer.cameras)
-                and visualizer.renderer is visualizer.rasterizer
-                and visualizer.viewer is None  # its keys change what is drawn
-                and not scene.requires_grad
-                and all(s is scene.rigid_solver or s is scene.kinematic_solver for s in solvers)
-                and not any(s.n_custom_vverts for s in solvers)  # geometry set vertex by vertex
-                and not any(hasattr(e, "propellers_idx") for e in scene.entities)  # spun when drawn
-                and not visualizer.context.camera_frustum_shown
-            )
-            return cls(wrapper, camera, *arguments) if reproducible else None
-        except Exception:  # noqa: BLE001 a fake scene, or a Genesis with other names
-            return None
-
-    def capture(self) -> None:
-        camera, visualizer = self._camera, self._visualizer
-        if self._deferred and self._shows_drawings():
-            self._deferred = False
-            self._render_stored()
-        if not self._deferred:
-            super().capture()
-            return
-        is_drawn = visualizer._t >= self._scene.sim.cur_step_global
-        if camera._followed_entity is not None or camera._attached_link is not None:
-            visualizer.update_visual_states()  # moves the camera, as rendering would
-        poses = [view[self._envs].clone() for view in (self._drawn if is_drawn else self._links)]
-        self._stored.append((is_drawn, poses, camera._transform.copy()))
-        self.frames += 1
-
-    def save(self) -> None:
-        try:
-            self._render_stored()
-        except BaseException:  # Ctrl-C too: rather no video than part of one
-            self.discard()
-            raise
-        super().save()
-
-    def _shows_drawings(self) -> bool:
-        """Whether there are debug drawings to be seen, which are not stored."""
-        c = self._visualizer.context
-        nodes = (c.external_nodes, any(c.dynamic_nodes.values()), c.tracked_nodes)
-        shown = (*nodes, c.world_frame_shown, c.link_frame_shown)
-        return self._camera.debug and any(shown)
-
-    def _render_stored(self) -> None:
-        count, told = len(self._stored), time.monotonic()
-        while self._stored:
-            if self._wrapper._logging and time.monotonic() - told > 5:
-                told = time.monotonic()
-                _say(f"Rendering {self.path}: {count - len(self._stored)} of {count} frames")
-            try:
-                picture = self._render_as_of(*self._stored.pop(0))
-            except Exception as error:  # its scene is gone, say
-                raise _RecordingFailed(f"{type(error).__name__}: {error}") from error
-            self._encode(picture)
-
-    def _render_as_of(
-        self, is_drawn: bool, poses: list[torch.Tensor], transform: np.ndarray
-    ) -> np.ndarray:
-        camera, visualizer = self._camera, self._visualizer
-        present = [(view, view.clone()) for view in self._links + self._drawn]
-        t, debug, present_transform = visualizer._t, camera._debug, camera._transform.copy()
-        try:
-            for view, pose in zip(self._drawn if is_drawn else self._links, poses):
-                view[self._envs] = pose
-            for solver in () if is_drawn else self._solvers:
-                solver.update_vgeoms()
-            # All is in place: rendering is to draw it, and neither to move a camera nor a body.
-            visualizer._t = self._scene.sim.cur_step_global
-            visualizer.context.reset()
-            camera._debug = False  # hides debug drawings made since
-            camera._transform[...] = transform
-            return self._render()
-        finally:
-            for view, value in present:
-                view.copy_(value)
-            visualizer._t, camera._debug = t, debug
-            camera._transform[...] = present_transform
-            visualizer.context.reset()  # whoever renders next sees the present
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("ffmpeg"), "r+", errors="replace")
+    return tempfile.TemporaryFile("w+", errors="replace")
 
 
-def _say(line: str) -> None:
-    # A standard output that is closed, or cannot show the name, ends no training.
-    with contextlib.suppress(OSError, ValueError):
-        print(line)
+@functools.cache
+def _ffmpeg() -> str:
+    """The path of imageio-ffmpeg's ffmpeg, which is asked once whether it encodes H.264."""
+    from imageio_ffmpeg import get_ffmpeg_exe
 
-
-def _positive(name: str, value: float) -> float:
+    remedy = "Try: pip install --force-reinstall imageio-ffmpeg, and unset IMAGEIO_FFMPEG_EXE"
     try:
-        if math.isfinite(value) and value > 0:
-            return float(value)
-    except TypeError:
-        pass
-    raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+        command = [get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-encoders"]
+        encoders = subprocess.check_output(command, stdin=subprocess.DEVNULL, timeout=60)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise RuntimeError(f"ffmpeg cannot be run: {error}. {remedy}") from error
+    if b"libx264" not in encoders:
+        raise RuntimeError(f"{command[0]} cannot encode H.264: it lacks libx264. {remedy}")
+    return command[0]
 
 
-def _without_noise(quotient: float) -> float:
-    """The nearest integer, if only float noise lies between: 0.3 / 0.1 is 3 (TIME-2)."""
-    nearest = round(quotient)
-    return nearest if math.isclose(quotient, nearest, rel_tol=1e-6) else quotient
+def _is_whole(path: str) -> bool:
+    """Whether ffmpeg has completed the file. Its exit code is lost where SIGCHLD is ignored."""
+    size, position, kinds = os.path.getsize(path), 0, b""
+    with open(path, "rb") as file:
+        head = file.read(64)
+        if segment := re.match(rb"\x1aE\xdf\xa3.*?\x18S\x80g\x01(.{7})", head, re.DOTALL):
+            # Matroska's length, which is all ones until the end.
+            return segment.end() + int.from_bytes(segment[1], "big") == size
+        while position < size:
+            file.seek(position)
+            box = file.read(16)
+            length = int.from_bytes(box[:4], "big")
+            position += max(int.from_bytes(box[8:], "big") if length == 1 else length, 8)
+            kinds += box[4:8]
+    # The last that +faststart does is to put the index, moov, at the front.
+    return position == size and re.search(b"moov.*mdat", kinds) is not None
 
 
-def _is_video_name(name: Any) -> bool:
-    try:
-        size = len(name.encode())
-    except (AttributeError, UnicodeEncodeError):
-        return False
-    return (
-        name == os.path.basename(name)
-        and os.path.splitext(name)[1].lower() in _MUXERS
-        and min(name) >= " "  # no control character
-        and size <= 255
-    )
+def _rescue_leftovers(folder: str) -> list[str]:
+    """Removes what recordings of dead processes left, but for what can be played (FILE-14).
+
+    Returns:
+        The paths of that, under names of its own.
+    """
+    rescued = []
+    names = f".{'[0-9a-f]' * 8}-*.part"
+    for path in glob.glob(os.path.join(glob.escape(folder), names)) if fcntl else ():
+        with contextlib.suppress(OSError), open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an encoder at work has locked it
+            if _is_whole(path) or b"\x1fC\xb6u" in file.read(2**16):  # or a cluster of an .mkv
+                mark, name = os.path.basename(path)[1:9], os.path.basename(path)[10:-5]
+                stem, suffix = os.path.splitext(name)
+                os.rename(path, os.path.join(folder, f"{stem}-{mark}{suffix}"))
+                rescued.append(os.path.join(folder, f"{stem}-{mark}{suffix}"))
+            else:
+                os.unlink(path)
+    return rescued
 
 
-def _includes(env_ids: Any, env_idx: int) -> bool:
-    if env_ids is None:
-        return True
-    ids = env_ids.tolist() if hasattr(env_ids, "tolist") else env_ids
-    if isinstance(ids, int):
-        return ids == env_idx
-    ids = list(ids)
-    return ids[env_idx] if ids and isinstance(ids[0], bool) else env_idx in ids
+def _create_locked(path: str) -> BinaryIO:
+    """Creates a file with a lock that tells `_rescue_leftovers`, of any process, to let it be."""
+    while True:
+        file = open(path, "ab")  # noqa: SIM115
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(path):  # else it was cleared before it was locked
+            return file
+        file.close()
 
 
 def _writable_folder(out_dir: str) -> str:
+    if not isinstance(out_dir, (str, os.PathLike)) or not os.fspath(out_dir):
+        raise ValueError(f"out_dir must be a folder's name, got {out_dir!r}")
     folder = os.path.abspath(out_dir)
     try:
         os.makedirs(folder, exist_ok=True)
@@ -864,68 +1014,127 @@ def _writable_folder(out_dir: str) -> str:
         raise OSError(error.errno, message, out_dir) from error
 
 
-def _create_locked(path: str) -> BinaryIO:
-    """Creates a file with a lock that tells `_clear_leftovers`, of any process, to let it be."""
-    while True:
-        file = open(path, "ab")  # noqa: SIM115
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.path.exists(path):  # else it was cleared before it was locked
-            return file
-        file.close()
+def _say(line: str) -> None:
+    # Whatever stands in for the standard output, a line that cannot be printed ends no training.
+    with contextlib.suppress(Exception):
+        print(line)
 
 
-def _clear_leftovers(folder: str) -> None:
-    """Removes what recordings of dead processes left (FILE-14)."""
-    names = f".{'[0-9a-f]' * 8}-*.part"
-    for path in glob.glob(os.path.join(glob.escape(folder), names)) if fcntl else ():
-        with contextlib.suppress(OSError), open(path, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _words(error: BaseException) -> str:
+    is_told = isinstance(error, (OSError, _RecordingFailed, _NotReplayable))
+    return str(error) if is_told else f"{type(error).__name__}: {error}"
+
+
+def _positive(name: str, value: float) -> float:
+    try:
+        if math.isfinite(value) and value > 0:
+            return float(value)
+    except (TypeError, OverflowError):
+        pass
+    raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def _without_noise(quotient: float) -> float:
+    """The nearest integer, if only float noise lies between: 0.3 / 0.1 is 3 (TIME-2)."""
+    nearest = round(quotient)
+    return nearest if math.isclose(quotient, nearest, rel_tol=1e-6) else quotient
+
+
+def _check_filename(name: Any) -> None:
+    want = f"a name that ends in one of {', '.join(_MUXERS)}"
+    with contextlib.suppress(AttributeError, TypeError, UnicodeEncodeError):
+        if name and min(name) < " ":
+            want = "a name without control characters"
+        elif len(name.encode()) > 255:
+            want = "a name of at most 255 bytes"
+        elif name == os.path.basename(name) and os.path.splitext(name)[1].lower() in _MUXERS:
+            return
+    raise ValueError(f"filename must be {want}, got {name!r}")
+
+
+def _check_results(result: Any, env_idx: int, num_envs: int) -> None:
+    """Refuses what cannot be the five results of a step, of which two are flags (EPI-7)."""
+    want = "env.step must return (observations, rewards, terminated, truncated, extras)"
+    if not isinstance(result, (tuple, list)) or len(result) != 5:
+        got = f"{len(result)} results" if isinstance(result, (tuple, list)) else repr(result)
+        raise TypeError(f"{want}, got {got}")
+    for name, flags in (("terminated", result[2]), ("truncated", result[3])):
+        values = flags.tolist() if hasattr(flags, "tolist") else flags
+        if num_envs == 1 and not isinstance(values, (list, tuple)):
+            values = [values]  # of a single env, without a dimension
+        if flags is not None and not (
+            hasattr(values, "__len__")
+            and env_idx < len(values) <= num_envs
+            and all(v in (0, 1) for v in values if isinstance(v, float))
+        ):
+            want += f", {name} being None or a flag for each of {num_envs} envs"
+            raise ValueError(f"{want}, got {flags!r:.200}")
+
+
+def _flag(flags: Any, env_idx: int) -> bool:
+    with contextlib.suppress(IndexError, TypeError):  # of a single env, without a dimension
+        flags = flags[env_idx]
+    return bool(flags)
+
+
+def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
+    """Whether `env_ids` selects the env, of a tensor over all (EPI-4)."""
+    if env_ids is None:
+        return True
+    if isinstance(env_ids, tuple) and hasattr(env_ids[0], "reshape"):
+        env_ids = env_ids[0]  # of nonzero(as_tuple=True): the indices of the first dimension
+    if isinstance(env_ids, (list, tuple)):
+        env_ids = [i.item() if hasattr(i, "item") else i for i in env_ids]
+    if hasattr(env_ids, "reshape"):
+        env_ids = env_ids.reshape(-1)
+    library: Any = sys.modules.get("torch") or __import__("numpy")
+    marks = library.zeros(num_envs, dtype=bool)
+    try:
+        marks[env_ids.cpu() if hasattr(env_ids, "cpu") else env_ids] = True
+        return bool(marks[env_idx])
+    except (IndexError, TypeError, ValueError, RuntimeError):  # what only its own env takes
+        return hasattr(env_ids, "__contains__") and env_idx in env_ids
 
 
 # The self-test. Nothing above needs it: whoever keeps a copy of this file may cut it off here.
 
 
 class _SelfTestEnv:
-    """A Go2 on a plane that squats and rises."""
+    """A Go2 on a plane that squats in its first episode and sways in its second."""
 
-    dt = 0.02
-    num_envs = 1
+    dt, num_envs = 0.02, 1
 
     def __init__(self, resolution: tuple[int, int]) -> None:
-        import genesis as gs
+        import genesis
 
+        gs: Any = genesis
         gs.init(backend=gs.cpu, logging_level="error")
         self.scene = gs.Scene(sim_options=gs.options.SimOptions(dt=self.dt), show_viewer=False)
         self.scene.add_entity(gs.morphs.Plane())
         go2 = gs.morphs.URDF(file="urdf/go2/urdf/go2.urdf", pos=(0.0, 0.0, 0.4))
         self.robot = self.scene.add_entity(go2)
-        self.camera = self.scene.add_camera(
-            res=resolution, pos=(1.2, -0.9, 0.6), lookat=(0.0, 0.0, 0.2)
-        )
-
-    def build(self) -> None:
-        self.scene.build(n_envs=self.num_envs)
-        parts = [
-            f"{leg}_{part}" for part in ("hip", "thigh", "calf") for leg in ("FL", "FR", "RL", "RR")
-        ]
-        self.motors = [self.robot.get_joint(f"{part}_joint").dofs_idx_local[0] for part in parts]
+        look = {"pos": (1.2, -0.9, 0.6), "lookat": (0.0, 0.0, 0.2)}
+        self.camera = self.scene.add_camera(res=resolution, **look)
+        self.scene.build(n_envs=1)
+        names = [f"{leg}_{p}" for p in ("hip", "thigh", "calf") for leg in ("FL", "FR", "RL", "RR")]
+        self.motors = [self.robot.get_joint(f"{n}_joint").dofs_idx_local[0] for n in names]
         self.robot.set_dofs_kp([60.0] * 12, self.motors)
         self.robot.set_dofs_kv([2.0] * 12, self.motors)
 
-    def step(self, actions: float) -> Tuple[None, None, None, None, dict[str, Any]]:
-        bend = 0.9 + 0.4 * math.sin(actions)
-        self.robot.control_dofs_position([0.0] * 4 + [bend] * 4 + [-2 * bend] * 4, self.motors)
+    def step(self, actions: tuple[float, float]) -> Tuple[None, None, None, None, dict[str, Any]]:
+        bend, sway = 0.9 + 0.4 * actions[0], 0.3 * actions[1]
+        targets = [sway] * 4 + [bend] * 4 + [-2 * bend] * 4
+        self.robot.control_dofs_position(targets, self.motors)
         self.scene.step()
         return None, None, None, None, {}
 
-    def reset(self, env_ids: Sequence[int] = None) -> tuple[None, dict[str, Any]]:
+    def reset(self) -> tuple[None, dict[str, Any]]:
         self.scene.reset()
         return None, {}
-
-    def get_observations(self) -> None: ...
-    def close(self) -> None: ...
 
 
 def _self_test() -> None:
@@ -938,12 +1147,13 @@ def _self_test() -> None:
     parser.add_argument("--res", default="320x240", help="size of the pictures, WIDTHxHEIGHT")
     options = parser.parse_args()
     episode = max(1, options.steps // 2)
+    print("Building a Genesis scene, which takes minutes the first time on a machine", flush=True)
     try:
-        import imageio_ffmpeg  # noqa: F401 Genesis takes longer to say what is missing
-
+        _ffmpeg()  # Genesis takes longer to say what is missing
+        warnings.filterwarnings("error", "no video|video ends", RuntimeWarning)
         width, height = map(int, options.res.split("x"))
-        warnings.filterwarnings("error", "no video", RuntimeWarning)
-        env = VideoWrapper(
+        make: Any = VideoWrapper  # an env may be simpler than the documented one
+        env = make(
             _SelfTestEnv((width, height)),
             video_length_sec=episode * _SelfTestEnv.dt,
             step_trigger=lambda step: step == 0,
@@ -951,21 +1161,21 @@ def _self_test() -> None:
             fps=25,
         )
         env.build()
-        for _ in range(2):
-            env.reset()
-            for step in range(episode):
-                env.step(2 * math.pi * step * env.dt)
+        for step in range(2 * episode):
+            if step % episode == 0:
+                env.reset()
+            wave = math.sin(2 * math.pi * step * env.dt)
+            env.step((wave, 0.0) if step < episode else (0.0, wave))
+        print("Rendering the final episode", flush=True)
         env.close()
     except ModuleNotFoundError as error:
+        missing = error.name or ""
         packages = {"genesis": "torch genesis-world", "imageio_ffmpeg": "imageio-ffmpeg"}
-        sys.exit(f"{error}. Try: pip install {packages.get(error.name, error.name)}")
-    except RuntimeWarning as error:
-        sys.exit(f"{error}. Try: pip install --force-reinstall imageio-ffmpeg")
+        sys.exit(f"{error}. Try: pip install {packages.get(missing, missing)}")
     except Exception as error:  # noqa: BLE001 Genesis raises many kinds for want of OpenGL
-        cause = " ".join(str(error).split())
-        if loaded := getattr(sys.modules.get("genesis"), "__version__", ""):
-            cause += f". Genesis 0.3.14 to 1.4.5 is supported, and {loaded} is loaded"
-        sys.exit(f"{cause}. If OpenGL is missing: apt-get install libgl1 libegl1 libxrender1")
+        hint = "If OpenGL is missing: apt-get install libgl1 libegl1 libxrender1"
+        version = getattr(sys.modules.get("genesis"), "__version__", "not loaded")
+        sys.exit(f"{' '.join(str(error).split())}. Genesis is {version}. {hint}")
 
 
 if __name__ == "__main__":
