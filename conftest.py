@@ -129,6 +129,11 @@ class Shown(list):
     __hash__ = None
 
 
+def is_video_name(name: str) -> bool:
+    """Whether people would take the file for a video: not hidden, and with one of ARG-5's suffixes."""
+    return name[0] != "." and Path(name).suffix.lower() in (".mp4", ".m4v", ".mov", ".mkv")
+
+
 # ffmpeg's option to decode each frame once, of which no release has both names for ever.
 FFMPEG_MAJOR = int(re.search(r"\d+", imageio_ffmpeg.get_ffmpeg_version())[0])
 EACH_FRAME = ["-vsync" if FFMPEG_MAJOR < 6 else "-fps_mode", "passthrough"]
@@ -687,8 +692,8 @@ class World:
         return read_video(self.out_dir / name, self._reader)
 
     def videos(self) -> dict[str, list[int]]:
-        """Name: the steps it shows. All files in the folder that are not hidden must be videos."""
-        return {n: self.video(n).steps for n in self.files() if not n.startswith(".")}
+        """Name: the steps it shows. All files in the folder with a video's name must be videos."""
+        return {n: self.video(n).steps for n in self.files() if is_video_name(n)}
 
     def close(self) -> None:
         """Closes all wrappers. Tests took folders and encoders away that some would miss."""
@@ -764,6 +769,25 @@ def first_only(n: int) -> bool:
 
 def never(number: int) -> bool:
     return False
+
+
+@contextlib.contextmanager
+def warned(*words: str, count: int = 1) -> Iterator[list[str]]:
+    """Expects so many warnings, of any category. Each word, a pattern, is in all of them.
+
+    Yields the list that they are put into.
+    """
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield said
+    # Python's own, of the suite's code and its libraries.
+    theirs = (ResourceWarning, DeprecationWarning, PendingDeprecationWarning)
+    said += [str(w.message) for w in caught if not issubclass(w.category, theirs)]
+    assert len(said) == count, f"{count} warning(s) were wanted, and there were {len(said)}: {said}"
+    for text in said:
+        missing = [word for word in words if not re.search(word, text, re.IGNORECASE)]
+        assert not missing, f"the warning lacks {' and '.join(missing)}: {text!r}"
 
 
 def psnr(frame: np.ndarray, picture: np.ndarray) -> float:
