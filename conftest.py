@@ -17,12 +17,14 @@ import math
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import time
+import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -127,6 +129,11 @@ class Shown(list):
         )
 
     __hash__ = None
+
+
+def is_video_name(name: str) -> bool:
+    """Whether people would take the file for a video: not hidden, and with one of ARG-5's suffixes."""
+    return name[0] != "." and Path(name).suffix.lower() in (".mp4", ".m4v", ".mov", ".mkv")
 
 
 # ffmpeg's option to decode each frame once, of which no release has both names for ever.
@@ -556,14 +563,25 @@ class GenesisEnv(FakeEnv):
 def load(target: str, option: str = "") -> type:
     """The class that "package.module:Class" names."""
     name, _, attribute = target.partition(":")
+    if not (name and attribute):
+        raise pytest.UsageError(f"{option} {target} names no class: write package.module:Class")
     try:
         found = getattr(importlib.import_module(name), attribute)
     except Exception as error:  # noqa: BLE001 a module may raise anything
-        cause = f"{type(error).__name__}: {first_line(error)}"
+        cause = f"{type(error).__name__}: {first_line(error)}{place_of(error)}"
         raise pytest.UsageError(f"{option} {target} cannot be imported: {cause}") from None
     if not isinstance(found, type):
         raise pytest.UsageError(f"{option} {target} is no class")
     return found
+
+
+def place_of(error: Exception) -> str:
+    """The line of the user's code that an import failed at."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" (line {error.lineno} of {error.filename})"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
+    return f" (line {own[-1].lineno} of {own[-1].filename})" if own else ""
 
 
 def first_line(text: Any) -> str:
@@ -662,11 +680,13 @@ class World:
         if "fps" not in keywords:
             keywords["fps"] = round(1 / env.dt)
         implementation = implementation or self._implementation
-        # Who lacks one of these never does what False switches off, and fails API-1 alone for it.
         parameters = inspect.signature(implementation).parameters
-        for name in ("record_final_episode", "logging"):
-            if name not in parameters and keywords.get(name) is False:
-                del keywords[name]
+        takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+        for name in [] if takes_all else [n for n in keywords if n not in parameters]:
+            # Who lacks one of these never does what False switches off, and fails API-1 alone for it.
+            if name not in ("record_final_episode", "logging") or keywords[name] is not False:
+                pytest.skip(f"it takes no {name}, which is API-1's")
+            del keywords[name]
         wrapper = implementation(env, **keywords)
         self._wrapped.append((wrapper, torch.zeros(env.num_envs, NUM_ACTIONS)))
         if build:
@@ -687,8 +707,8 @@ class World:
         return read_video(self.out_dir / name, self._reader)
 
     def videos(self) -> dict[str, list[int]]:
-        """Name: the steps it shows. All files in the folder that are not hidden must be videos."""
-        return {n: self.video(n).steps for n in self.files() if not n.startswith(".")}
+        """Name: the steps it shows. All files in the folder with a video's name must be videos."""
+        return {n: self.video(n).steps for n in self.files() if is_video_name(n)}
 
     def close(self) -> None:
         """Closes all wrappers. Tests took folders and encoders away that some would miss."""
@@ -764,6 +784,25 @@ def first_only(n: int) -> bool:
 
 def never(number: int) -> bool:
     return False
+
+
+@contextlib.contextmanager
+def warned(*words: str, count: int = 1) -> Iterator[list[str]]:
+    """Expects so many warnings, of any category. Each word, a pattern, is in all of them.
+
+    Yields the list that they are put into.
+    """
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield said
+    # Python's own, of the suite's code and its libraries.
+    theirs = (ResourceWarning, DeprecationWarning, PendingDeprecationWarning)
+    said += [str(w.message) for w in caught if not issubclass(w.category, theirs)]
+    assert len(said) == count, f"{count} warning(s) were wanted, and there were {len(said)}: {said}"
+    for text in said:
+        missing = [word for word in words if not re.search(word, text, re.IGNORECASE)]
+        assert not missing, f"the warning lacks {' and '.join(missing)}: {text!r}"
 
 
 def psnr(frame: np.ndarray, picture: np.ndarray) -> float:
@@ -991,6 +1030,10 @@ class Suite:
         if len(self.clauses) != len(re.findall(r"^- \*\*[A-Z]+-\d", spec, re.MULTILINE)):
             raise pytest.UsageError("spec/README.md: a clause is malformed, or there twice")
         self.expected = self._read_expected(config.getoption("--expected-failures"))
+        self.selected = {i for i in config.getoption("--clauses").upper().split(",") if i}
+        unknown = self.selected - {g for c in self.clauses for g in (c, c.partition("-")[0])}
+        if unknown:
+            raise pytest.UsageError(f"--clauses: there is no clause {', '.join(sorted(unknown))}")
         self.partial = bool(config.getoption("--lf", False)) or any("::" in a for a in config.args)
         self.no_scene = ""
 
@@ -1028,6 +1071,9 @@ class Suite:
             faults += [f"{item.nodeid} names {i}, no clause" for i in ids if i not in self.clauses]
             if not ids:
                 faults.append(f"{item.nodeid} names no clause")
+            item.extra_keyword_matches.update(ids)  # for -k
+            if is_quick(item):
+                item.add_marker("quick")
             for clause in self._named(item):
                 clause.tests += 1
             if not any(map(self._binds, self._named(item))):
@@ -1041,6 +1087,18 @@ class Suite:
             faults += [f"MUST clause {i} has no test" for i in without]
         if faults:
             raise pytest.UsageError("\n".join(faults))
+
+        self._select(items)
+
+    def _select(self, items: list[pytest.Item]) -> None:
+        """By --clauses."""
+        if not self.selected:
+            return
+        wanted = {c for c in self.clauses if {c, c.partition("-")[0]} & self.selected}
+        named = [item for item in items if wanted & {c.id for c in self._named(item)}]
+        others = [item for item in items if item not in named]
+        items[:] = named
+        named and others and others[0].config.hook.pytest_deselected(items=others)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         """By -k, -m or --deselect."""
@@ -1062,7 +1120,7 @@ class Suite:
                 excuse = SHOULD
         for clause in clauses:
             if report.failed and report.when == "call":
-                clause.failures.append((gist(call.excinfo), excuse))
+                clause.failures.append((f"{sentence(item)}: {gist(call.excinfo)}", excuse))
             elif report.failed:  # a fixture's fault, and not the implementation's
                 clause.skips.append(gist(call.excinfo))
             elif report.skipped and isinstance(report.longrepr, tuple):
@@ -1098,8 +1156,9 @@ class Suite:
         return "not run", clause.skips[0] if clause.skips else ""
 
     def _left_out(self, clause: Clause) -> bool:
-        """Whether the run was of benchmarks only, or without them, and the clause is of the others."""
-        return not clause.ran and bool(clause.skips) and all(BENCHMARK in s for s in clause.skips)
+        """Whether the run was one of other clauses: by -k, or with or without the benchmarks."""
+        is_benchmark = bool(clause.skips) and all(BENCHMARK in s for s in clause.skips)
+        return not clause.ran and not clause.failures and (self.partial or is_benchmark)
 
     def _met(self, key: Callable[[Clause], str]) -> dict[str, str]:
         """How many of the clauses that it is judged by are met, by a key of theirs."""
@@ -1112,9 +1171,10 @@ class Suite:
     def totals(self) -> str:
         """The summary line."""
         met = self._met(lambda clause: clause.source)
-        return " clauses, ".join(
+        words = " clauses, ".join(
             f"{source}: {met.get(source, '0/0')}" for source in ("documented", "resolved")
         )
+        return f"{words} (of the clauses that this run selects)" if self.partial else words
 
     def groups(self) -> dict[str, str]:
         """The same for each group of clauses, such as FILE."""
@@ -1174,10 +1234,15 @@ class Suite:
         terminalreporter.section(f"{self.implementation_name} by the clauses of spec/README.md")
         for clause in self.clauses.values():
             result, why = self.judge(clause)
-            unasked = result == "not run" and (self.partial or self._left_out(clause))
-            if result != "pass" and not unasked:
+            if result not in ("pass", "not applicable") and not self._left_out(clause):
                 line = f"{clause.id:8} {clause.level:6} {clause.source:10} {result:14} {why}"
                 terminalreporter.write_line(line.rstrip(), red=result == "fail")
+        others = [c.id for c in self.clauses.values() if not self._binds(c)]
+        if others:
+            line = (
+                f"not applicable, for they bind the module of this project only: {' '.join(others)}"
+            )
+            terminalreporter.write_line(line)
         for name in self.unexpected_passes():
             line = f"UNEXPECTED PASS: {name}, expected to fail: {self.expected[name]}"
             terminalreporter.write_line(line, red=True, bold=True)
@@ -1187,10 +1252,64 @@ class Suite:
         terminalreporter.write_line(self.totals())
 
 
+def sentence(item: pytest.Item) -> str:
+    """A test's name, which says what was wanted."""
+    name, _, parameters = item.name.removeprefix("test_").partition("[")
+    return name.replace("_", " ") + (f" [{parameters}" if parameters else "")
+
+
 def gist(error: pytest.ExceptionInfo) -> str:
-    """An error's line that says most: the comparison, where it is one that failed."""
-    text = error.exconly().removeprefix("AssertionError: ")
-    return first_line(next((t for t in text.splitlines() if t.startswith("assert ")), text))
+    """An error's line that says most: the test's own words or, without, the comparison that failed."""
+    text = error.exconly().removeprefix("AssertionError: ").removeprefix("Failed: ")
+    comparison = next((t for t in text.splitlines() if t.startswith("assert ")), "")
+    return first_line(comparison if text.startswith("assert ") else text)
+
+
+# Fixtures of tests that start processes, or take a scene, and so their time.
+SLOW = {"genesis", "new_stage", "python", "real_scene", "reproducible", "script", "turns"}
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """Whether the test belongs to `-m quick`: on a fake env and in this process."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    is_slow = SLOW.intersection(item.fixturenames) or parameters.get("world") == "genesis"
+    return item.path == ROOT / "test_video_wrapper.py" and not is_slow
+
+
+class TimeLimit:
+    """Ends a test that hangs, so that the others and the report come all the same."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.seconds = config.getoption("--time-limit")
+
+    @contextlib.contextmanager
+    def _limit(self, item: pytest.Item) -> Iterator[None]:
+        # The others start processes that are timed, train, or measure.
+        seconds = self.seconds if is_quick(item) else 20 * self.seconds
+
+        def end(*_: Any) -> None:
+            pytest.fail(f"it has not ended after {seconds:g} s", pytrace=False)
+
+        before = signal.signal(signal.SIGALRM, end)
+        # Once more each second, for what catches the first.
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        """The test itself."""
+        with self._limit(item):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
+        """Where its wrappers are closed."""
+        with self._limit(item):
+            return (yield)
 
 
 def installed(distribution: str) -> str:
@@ -1216,11 +1335,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-report", metavar="FILE", help=text)
     text = "lines of a clause's id and a reason: its tests may fail, and one of them has to"
     group.addoption("--expected-failures", metavar="FILE", help=text)
+    text = "run the tests of these clauses only, such as TIME-4,FILE (-k TIME-4 is not as exact)"
+    group.addoption("--clauses", metavar="IDS", default="", help=text)
+    text = "how long a quick test may take (default: 120); the others, 20 times as long"
+    group.addoption("--time-limit", metavar="SECONDS", type=float, default=120, help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the suite."""
+    if config.getoption("numprocesses", None) or config.getoption("tx", None):
+        words = "the report by clause needs all tests in one process: run them without -n"
+        raise pytest.UsageError(words)
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/README.md that it tests")
+    config.addinivalue_line("markers", "quick: on a fake env, without processes; set by itself")
+    if hasattr(signal, "setitimer"):  # not on Windows
+        config.pluginmanager.register(TimeLimit(config))
     config.stash[SUITE] = Suite(config)
     config.pluginmanager.register(config.stash[SUITE])
     config.pluginmanager.register(Costs(config))

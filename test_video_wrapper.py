@@ -25,7 +25,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +45,7 @@ from conftest import (
     read_step,
     read_video,
     refuse_threads,
+    warned,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "spec" / "vectors.json").read_text())
@@ -327,7 +328,12 @@ class TestArguments:
             setattr(env, name, value)
         with pytest.raises((ValueError, TypeError, OSError)) as caught:
             fake.wrap(env, **({"fps": 10} | ({} if is_of_env else {name: value})))
-        assert re.search(rf"(?s)\b{name}\b.*{re.escape(repr(value))}", str(caught.value))
+        words = str(caught.value)
+        if name == "can_be_wrapped":  # the argument is the env
+            assert "env" in words or name in words, f"the error does not name the env: {words!r}"
+            return
+        assert re.search(rf"\b{name}\b", words), f"the error does not name {name}: {words!r}"
+        assert repr(value) in words, f"the error does not give the value {value!r}: {words!r}"
 
 
 class TestBuild:
@@ -943,22 +949,22 @@ class TestRecordings:
     @pytest.mark.clause("REC-6")
     @pytest.mark.parametrize("end", ["finish_recording", "close", "start_recording"])
     def test_a_recording_without_a_frame_leaves_no_trace(
-        self, fake: Any, end: str, capsys: pytest.CaptureFixture, recwarn: Any
+        self, fake: Any, end: str, capsys: pytest.CaptureFixture
     ) -> None:
         wrapper = fake.wrap(step_trigger=never, record_final_episode=False, logging=True)
-        wrapper.start_recording()
-        getattr(wrapper, end)()
-        wrapper.close()
+        with warned(count=0):
+            wrapper.start_recording()
+            getattr(wrapper, end)()
+            wrapper.close()
         assert fake.files() == []
         assert capsys.readouterr().out == ""
-        assert [str(w.message) for w in recwarn if issubclass(w.category, RuntimeWarning)] == []
 
     @pytest.mark.clause("REC-7")
     @pytest.mark.parametrize("type", ["Active", "", None, 1])
     def test_an_unknown_type_is_refused_and_changes_nothing(self, fake: Any, type: Any) -> None:
         wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
         fake.run(wrapper, 2)
-        with pytest.raises(ValueError, match=f"type.*{re.escape(repr(type))}"):
+        with pytest.raises(ValueError):
             wrapper.start_recording(type)
         fake.run(wrapper, 6)
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
@@ -1148,8 +1154,12 @@ class TestFiles:
         video = fake.video("0.mp4")
         assert video.steps == [0, 1, 2, 3, 4]
         assert (video.width, video.height) == (width + width % 2, height + height % 2)
+        # At which side the pixel is added is free.
+        sides = [(x, y) for x in range(1 + width % 2) for y in range(1 + height % 2)]
         for step, frame in zip(video.steps, video.frames):
-            assert psnr(frame[:height, :width], wanted[step]) > 30
+            at_sides = [frame[y : y + height, x : x + width] for x, y in sides]
+            nearest = max(psnr(picture, wanted[step]) for picture in at_sides)
+            assert nearest > 30, f"the picture of step {step} is not whole: {nearest:.1f} dB"
 
     @pytest.mark.clause("FILE-8")
     @pytest.mark.parametrize(
@@ -1684,6 +1694,20 @@ def kill_encoders() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def saved_or_warned(fake: Any, name: str, steps: list[int]) -> Iterator[None]:
+    """Where the folder went away, a class may make it anew and lose nothing, or warn."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    if name in fake.files():
+        assert fake.video(name).steps == steps
+    with warned(*([] if name in fake.files() else [name, "No such file"]), count=len(caught)):
+        for warning in caught:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, 0)
+    assert len(caught) == (name not in fake.files())
+
+
 class TestFaults:
     @needs_proc
     @pytest.mark.clause("FAIL-1", "FAIL-2")
@@ -1691,9 +1715,8 @@ class TestFaults:
         wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
         fake.run(wrapper, 2)
         kill_encoders()
-        with pytest.warns(RuntimeWarning, match=r"0\.mp4.*(-9|kill|pipe)") as caught:
+        with warned(r"\b0\.mp4", "-9|kill|pipe"):
             assert len(fake.run(wrapper, 20)) == 20
-        assert len(caught) == 1
         assert fake.files() == ["8.mp4"]
         assert fake.videos() == {"8.mp4": [8, 9, 10, 11, 12]}
 
@@ -1705,9 +1728,8 @@ class TestFaults:
         wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
         fake.run(wrapper, 2)
         kill_encoders()
-        with pytest.warns(RuntimeWarning, match=r"0\.mp4.*(-9|kill)") as caught:
+        with warned(r"\b0\.mp4", "-9|kill"):
             wrapper.finish_recording()
-        assert len(caught) == 1
         assert fake.files() == []
 
     @pytest.mark.clause("FAIL-1")
@@ -1718,9 +1740,10 @@ class TestFaults:
         program.write_text("not executable")
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
         wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
-        with pytest.warns(RuntimeWarning, match=r"(?s)0\.mp4.*Permission denied") as caught:
+        with warned(r"\b0\.mp4", "Permission denied"):
             assert len(fake.run(wrapper, 7)) == 7
-        assert len(caught) == 1
+            if fake.videos():
+                pytest.skip("its encoder is not the ffmpeg that imageio-ffmpeg names")
         assert fake.files() == []
 
     @pytest.mark.clause("FAIL-1", "FAIL-2")
@@ -1728,11 +1751,10 @@ class TestFaults:
         wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
         fake.run(wrapper, 2)
         shutil.rmtree(fake.out_dir)
-        with pytest.warns(RuntimeWarning, match=r"(?s)0\.mp4.*No such file") as caught:
+        with saved_or_warned(fake, "0.mp4", [0, 1, 2, 3, 4]):
             fake.run(wrapper, 4)
-        assert len(caught) == 1
         fake.run(wrapper, 16)
-        assert fake.videos() == {"8.mp4": [8, 9, 10, 11, 12]}
+        assert fake.videos()["8.mp4"] == [8, 9, 10, 11, 12]
 
     @pytest.mark.clause("FAIL-1")
     def test_a_folder_that_cannot_be_had_back_gives_a_warning_for_each_video(
@@ -1741,11 +1763,10 @@ class TestFaults:
         wrapper = fake.wrap(step_trigger=lambda n: n in (2, 8), record_final_episode=False)
         shutil.rmtree(fake.out_dir)
         fake.out_dir.write_text("a file where the folder was")
-        with pytest.warns(RuntimeWarning) as caught:
+        with warned("exists|not a directory", count=2) as said:
             assert len(fake.run(wrapper, 20)) == 20
-        first, second = [str(w.message) for w in caught]
-        assert re.search(r"(?is)\b2\.mp4.*(exists|not a directory)", first)
-        assert re.search(r"(?is)\b8\.mp4.*(exists|not a directory)", second)
+        assert re.search(r"\b2\.mp4", said[0])
+        assert re.search(r"\b8\.mp4", said[1])
 
     @pytest.mark.clause("FAIL-1")
     def test_a_folder_in_the_place_of_the_video_gives_one_warning_and_stays(
@@ -1753,9 +1774,8 @@ class TestFaults:
     ) -> None:
         wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
         (fake.out_dir / "0.mp4").mkdir()
-        with pytest.warns(RuntimeWarning, match=r"(?s)0\.mp4.*directory") as caught:
+        with warned(r"\b0\.mp4", "directory"):
             fake.run(wrapper, 7)
-        assert len(caught) == 1
         assert fake.files() == ["0.mp4"]
         assert (fake.out_dir / "0.mp4").is_dir()
 
@@ -1765,9 +1785,8 @@ class TestFaults:
         wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
         fake.run(wrapper, 2)
         shutil.rmtree(fake.out_dir)
-        with pytest.warns(RuntimeWarning, match=r"(?s)0\.mp4.*No such file") as caught:
+        with saved_or_warned(fake, "0.mp4", [0, 1]):
             getattr(wrapper, call)()
-        assert len(caught) == 1
 
     @pytest.mark.clause("FAIL-3")
     def test_what_the_camera_raises_is_passed_on_and_the_frames_kept(self, fake: Any) -> None:
@@ -1820,25 +1839,24 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("convert", "words"),
         [
-            (lambda frame: None, "None"),
-            (lambda frame: frame.astype(np.float32) / 255, r"float32.*\(64, 96, 3\)"),
-            (lambda frame: torch.from_numpy(frame).float(), r"float32.*\(64, 96, 3\)"),
-            (lambda frame: frame.astype(np.int64), r"int64.*\(64, 96, 3\)"),
-            (lambda frame: frame[..., 0], r"uint8.*\(64, 96\)"),
-            (lambda frame: frame[..., :2], r"uint8.*\(64, 96, 2\)"),
-            (lambda frame: frame[None, None], r"uint8.*\(1, 1, 64, 96, 3\)"),
-            (lambda frame: "picture", "str"),
+            (lambda frame: None, ["None"]),
+            (lambda frame: frame.astype(np.float32) / 255, ["float32", "(64, 96, 3)"]),
+            (lambda frame: torch.from_numpy(frame).float(), ["float32", "(64, 96, 3)"]),
+            (lambda frame: frame.astype(np.int64), ["int64", "(64, 96, 3)"]),
+            (lambda frame: frame[..., 0], ["uint8", "(64, 96)"]),
+            (lambda frame: frame[..., :2], ["uint8", "(64, 96, 2)"]),
+            (lambda frame: frame[None, None], ["uint8", "(1, 1, 64, 96, 3)"]),
+            (lambda frame: "picture", ["str"]),
         ],
         ids=["None", "float", "float tensor", "int64", "grey", "two channels", "5-d", "str"],
     )
     def test_a_frame_that_cannot_be_recorded_gives_one_warning_that_names_it(
-        self, fake: Any, convert: Callable, words: str
+        self, fake: Any, convert: Callable, words: list[str]
     ) -> None:
         wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
         wrapper.unwrapped.camera.make_frame = convert
-        with pytest.warns(RuntimeWarning, match=rf"(?s)0\.mp4.*{words}") as caught:
+        with warned(r"\b0\.mp4", *map(re.escape, words)):
             fake.run(wrapper, 5)
-        assert len(caught) == 1
         wrapper.unwrapped.camera.make_frame = lambda frame: frame
         fake.run(wrapper, 10)
         assert fake.videos() == {"8.mp4": [8, 9, 10, 11, 12]}
@@ -1847,9 +1865,8 @@ class TestFaults:
     def test_a_stack_without_the_watched_env_gives_one_warning(self, fake: Any) -> None:
         wrapper = fake.wrap(separate=True, watched=2, env_idx=2, record_final_episode=False)
         wrapper.unwrapped.camera.make_frame = lambda frames: frames[:2]
-        with pytest.warns(RuntimeWarning, match=r"0\.mp4.*env_idx=2") as caught:
+        with warned(r"\b0\.mp4", r"env_idx|\(2, 64, 96, 3\)"):
             fake.run(wrapper, 5)
-        assert len(caught) == 1
         assert fake.files() == []
 
     @pytest.mark.clause("FAIL-4")
@@ -1857,9 +1874,8 @@ class TestFaults:
         wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
         fake.run(wrapper, 2)
         wrapper.unwrapped.camera.make_frame = lambda frame: frame[:32]
-        with pytest.warns(RuntimeWarning, match=r"0\.mp4.*\(32, 96, 3\)") as caught:
+        with warned(r"\b0\.mp4", re.escape("(32, 96, 3)")):
             fake.run(wrapper, 3)
-        assert len(caught) == 1
         wrapper.unwrapped.camera.make_frame = lambda frame: frame
         fake.run(wrapper, 10)
         assert fake.videos() == {"8.mp4": [8, 9, 10, 11, 12]}
@@ -2081,7 +2097,11 @@ class TestLogging:
         fake.run(wrapper, 20)
         line = capsys.readouterr().out.splitlines()[0]
         count = fake.video("0.mp4").count
-        assert re.search(rf" {count} frames.* {0.3 * count:.4g} s.*\b3\.333 fps", line)
+        numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", line)]
+        wanted = {"frames": count, "seconds": 0.3 * count, "frames per second": 1 / 0.3}
+        for unit, value in wanted.items():  # in whatever order, and rounded as people would
+            near = [number for number in numbers if abs(number - value) < 0.01 * value]
+            assert near, f"the line does not give the {unit}, {value:.4g}: {line!r}"
         assert "earlier" not in line
 
     @pytest.mark.clause("LOG-2")
@@ -2126,11 +2146,11 @@ class TestDelegation:
         env = fake.env()
         wrapper = fake.wrap(env)
         assert getattr(wrapper, name) is getattr(env, name)
+        before = getattr(env, name)
         for value in (object(), object()):
-            changed = type("Changed", (), {name: value})()
-            wrapper.env = changed
-            assert getattr(wrapper, name) is value
-        wrapper.env = env
+            setattr(env, name, value)
+            assert getattr(wrapper, name) is value, f"{name} is not read from the env each time"
+        setattr(env, name, before)
 
     @pytest.mark.clause("DEL-2")
     def test_step_passes_actions_and_results_through(self, world: Any) -> None:
@@ -2256,7 +2276,9 @@ class TestCost:
 
         env.step = step
         fake.run(wrapper, 10)
-        assert log == ["read", "read", "wait"] * 10
+        # Each flag once at most, and one wait for both, in whatever order.
+        assert log.count("read") <= 2 * 10, f"ten steps read the flags {log.count('read')} times"
+        assert log.count("wait") <= 10, f"ten steps wait {log.count('wait')} times"
 
     @pytest.mark.clause("COST-1")
     def test_a_step_reads_nothing_where_no_episode_is_counted(self, fake: Any) -> None:
@@ -2278,18 +2300,20 @@ class TestCost:
         class Known(torch.Tensor):
             @classmethod
             def __torch_function__(cls, func: Any, *rest: Any) -> Any:
-                calls.append(func.__name__)
-                return super().__torch_function__(func, *rest)
+                result = super().__torch_function__(func, *rest)
+                if isinstance(result, (torch.Tensor, np.ndarray, list)):
+                    made.append(func.__name__)
+                return result
 
-        calls: list[str] = []
+        made: list[str] = []
         env, flags = fake.env(), [torch.zeros(3, dtype=torch.bool) for _ in range(2)]
         result = (None, None, *(flag.as_subclass(Known) for flag in flags), {})
         env.step = lambda actions: result
         wrapper = fake.wrap(env, episode_trigger=never, record_final_episode=False)
         fake.run(wrapper, 2)
-        calls.clear()
+        made.clear()
         fake.run(wrapper, 5)
-        assert set(calls) <= {"data_ptr", "__get__"}
+        assert made == [], f"five steps make tensors, arrays or lists by {made}"
 
     @pytest.mark.clause("COST-2")
     def test_a_recording_takes_one_process(
