@@ -58,7 +58,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, Tuple
 
 try:
     import fcntl
-except ImportError:  # Windows, where leftovers stay (FILE-14)
+except ImportError:  # Windows, where leftovers stay (FILE-19)
     fcntl: Any = None  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class VideoWrapper(Wrapper):
 
     Raises:
         ValueError: Both triggers are given, or an argument has a value that makes no video
-            (ARG-1, 3 to 6, 10).
+            (ARG-1, 3 to 6, 10, 13).
         TypeError: A trigger is not callable, or `env` is no env (ARG-2, 11).
         OSError: `out_dir` cannot be created or written to (ARG-8).
         RuntimeError: There is no ffmpeg, or none that encodes H.264 (ARG-12).
@@ -913,7 +913,7 @@ class _Encoder:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=words,
-                # An ffmpeg that outlives this process is still at work on the file (FILE-14).
+                # An ffmpeg that outlives this process is still at work on the file (FILE-19).
                 pass_fds=[lock.fileno()] if lock else (),
                 # So that ffmpeg sees a file-size limit as an error, and says so (FAIL-1).
                 restore_signals=False,
@@ -970,7 +970,7 @@ def _is_whole(path: str) -> bool:
 
 
 def _rescue_leftovers(folder: str) -> list[str]:
-    """Removes what recordings of dead processes left, but for what can be played (FILE-14).
+    """Removes what recordings of dead processes left, but for what can be played (FILE-19).
 
     Returns:
         The paths of that, under names of its own.
