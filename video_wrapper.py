@@ -840,31 +840,30 @@ class _Encoder:
         if first is None:
             return
         process: Any = None
-        words = self._files.enter_context(_words_file())
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             lock = self._files.enter_context(_create_locked(self._part)) if fcntl else None
-            process = self._start(first.shape or (), lock, words)
+            process = self._start(first.shape or (), lock)
+            self._files.enter_context(process.stderr)
             self._files.enter_context(process.stdin)
             self.is_started = True
+            unwritten = first
             for picture in itertools.chain([first], pictures):
-                view = picture.cast("B")
-                while view:
-                    view = view[process.stdin.write(view) :]
+                unwritten = picture.cast("B")
+                with contextlib.suppress(OSError):  # ffmpeg has gone, and says why
+                    while unwritten:
+                        unwritten = unwritten[process.stdin.write(unwritten) :]
+                if unwritten:
+                    break
                 self.frames += 1
             process.stdin.close()
+            words = process.stderr.read().decode(errors="replace").strip()[-1000:]
             process.wait()
-            if not _is_whole(self._part):
-                raise OSError(f"ffmpeg ended with code {process.returncode}")
+            if unwritten or not _is_whole(self._part):
+                raise _EncoderFailed(words or f"ffmpeg ended with code {process.returncode}")
             os.replace(self._part, self.path)
-        except OSError as error:
-            if process is not None:
-                process.stdin.close()
-                process.wait()
-            words.seek(0)
-            raise _EncoderFailed(words.read().strip()[-1000:] or str(error)) from error
         finally:
-            if process is not None and process.poll() is None:  # the pictures have failed
+            if process is not None and process.poll() is None:  # the pictures ended in an error
                 process.kill()
                 process.wait()
             with contextlib.suppress(OSError):
@@ -875,9 +874,7 @@ class _Encoder:
         """In a forked child: closes its copies of the pipe and the files."""
         self._files.close()
 
-    def _start(
-        self, shape: tuple[int, ...], lock: BinaryIO | None, words: BinaryIO
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, shape: tuple[int, ...], lock: BinaryIO | None) -> subprocess.Popen[bytes]:
         height, width = shape[:2]
         # fmt: off
         command = [
@@ -912,7 +909,7 @@ class _Encoder:
                 bufsize=0,  # else a forked child could write once more what the buffer holds
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=words,
+                stderr=subprocess.PIPE,
                 # An ffmpeg that outlives this process is still at work on the file (FILE-19).
                 pass_fds=[lock.fileno()] if lock else (),
                 # So that ffmpeg sees a file-size limit as an error, and says so (FAIL-1).
@@ -923,16 +920,6 @@ class _Encoder:
             )
         finally:
             set_mask(getattr(signal, "SIG_SETMASK", 0), before)
-
-
-def _words_file() -> Any:
-    """A file for ffmpeg's words, in memory where that can be: a disk may be full, or a folder gone.
-
-    Not a pipe: nobody would read it while ffmpeg runs, and a full one would stop ffmpeg.
-    """
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("ffmpeg"), "r+", errors="replace")
-    return tempfile.TemporaryFile("w+", errors="replace")
 
 
 @functools.cache
