@@ -50,7 +50,8 @@ class Tape:
             self.file, name = tempfile.mkstemp(dir=os.path.dirname(self.path))
             weakref.finalize(self, os.close, self.file).atexit = False
             os.unlink(name)
-        data, at = zlib.compress(picture.tobytes(), 1), self.ends[-1]
+        rows = np.diff(picture, axis=0, prepend=np.uint8(0))
+        data, at = zlib.compress(rows.tobytes(), 1), self.ends[-1]
         end, self.shape = at + len(data), picture.shape
         while at < end:
             at += os.pwrite(self.file, data[at - end :], at)
@@ -58,7 +59,8 @@ class Tape:
 
     def __iter__(self) -> Iterator[bytes]:
         for start, end in zip(self.ends, self.ends[1:]):
-            yield zlib.decompress(os.pread(self.file, end - start, start))
+            rows = zlib.decompress(os.pread(self.file, end - start, start))
+            yield np.frombuffer(rows, np.uint8).reshape(self.shape).cumsum(0, np.uint8).tobytes()
 
 
 def picture_of(rendered: Any, env_idx: int, scene: Any) -> np.ndarray:
@@ -252,7 +254,9 @@ class VideoWrapper:
             self.env.close()
 
     def warn(self, tape: Tape, cause: Exception) -> None:
-        warnings.warn(f"{cause}: {tape.path} is lost", UserWarning, stacklevel=2)
+        warnings.warn(
+            f"{cause}: {tape.path} is lost from step {tape.first}", UserWarning, stacklevel=2
+        )
 
     def save(self, tape: Tape) -> None:
         path, odd, (height, width, _) = tape.path, [n % 2 for n in tape.shape], tape.shape
