@@ -1055,7 +1055,8 @@ class Suite:
         unknown = self.selected - {g for c in self.clauses for g in (c, c.partition("-")[0])}
         if unknown:
             raise pytest.UsageError(f"--clauses: there is no clause {', '.join(sorted(unknown))}")
-        self.partial = bool(config.getoption("--lf", False)) or any("::" in a for a in config.args)
+        chosen = self.selected or any(config.getoption(o, "") for o in ("--lf", "-k", "-m"))
+        self.partial = bool(chosen) or any("::" in argument for argument in config.args)
         self.no_scene = ""
 
     def _read_expected(self, path: str | None) -> dict[str, str]:

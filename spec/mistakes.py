@@ -34,8 +34,8 @@ def mistake(clauses: str, words: str, *changes: str, slow: bool = False) -> Mist
 
 
 FLAGS = "ends = [flags[self.env_idx] for flags in result[2:4] if flags is not None]"
-DUE = "is_due = self.tape and (number - self.tape.first) % self.stride == 0"
-FAILED = "            tape.has_failed = True\n"
+DUE = "        if self.tape and (number - self.tape.first) % self.stride == 0:\n"
+FAILED = "            self.warn(tape, error)\n            self.finish_recording()\n"
 SAVED = "            os.replace(made, path)\n"
 MADE = "self.number = self.episode = self.age = 0\n"
 STEP = "        result = self.env.step(actions)\n"
@@ -75,7 +75,7 @@ MISTAKES = [
     mistake("TIME-6", "the rate of k = 1", "Fraction(1 / (self.stride * env.dt))", "Fraction(1 / env.dt)"),
     mistake("TIME-6", "the rate limited to denominators of 100", "limit_denominator(100_000)", "limit_denominator(100)"),
     mistake("TIME-6", "fps is the rate", "Fraction(1 / (self.stride * env.dt))", "Fraction(fps)"),
-    mistake("TIME-7", "rendered at each step of a recording", DUE, DUE + "\n        self.tape and not is_due and self.camera().render()"),
+    mistake("TIME-7", "rendered at each step of a recording", DUE, "        self.tape and self.camera().render()\n" + DUE),
     mistake("TIME-7", "rendered at each step", STEP, STEP + "        getattr(self.unwrapped, self.camera_attr).render()\n"),
     mistake("TIME-4", "a background recording takes each step", DUE, DUE.replace("self.stride", "(self.stride if self.tape.is_active else 1)")),
     mistake("TRIG-1", "cubes beyond 1000", "range(10)] or e >= 1000 and e % 1000 == 0", "range(30)]"),
@@ -164,10 +164,11 @@ MISTAKES = [
     mistake("FAIL-1", "a recording that fails raises out of step()", FAILED, "            raise\n" + FAILED),
     mistake("FAIL-1", "a video that cannot be saved raises", "                self.warn(self.unsaved.pop(0), error)", "                self.warn(self.unsaved.pop(0), error)\n                raise"),
     mistake("FAIL-1", "a final episode that cannot be saved raises out of close()", "                self.tape.is_active = True\n                self.finish_recording()\n", "                self.save(self.tape)\n"),
-    mistake("FAIL-1", "a failed recording gives no warning", FAILED + "            self.warn(tape, error)\n", FAILED),
-    mistake("FAIL-1", "a failed background recording gives no warning", FAILED + "            self.warn(tape, error)\n", FAILED + "            tape.is_active and self.warn(tape, error)\n"),
+    mistake("FAIL-1", "a failed recording gives no warning", FAILED, "            self.finish_recording()\n"),
+    mistake("FAIL-1", "a failed background recording gives no warning", FAILED, FAILED.replace("self.warn", "tape.is_active and self.warn")),
     mistake("FAIL-1", "a final episode that cannot be saved gives no warning", "                self.tape.is_active = True\n                self.finish_recording()\n", "                with contextlib.suppress(Exception):\n                    self.unsaved += [self.tape]\n                    self.save(self.tape)\n                self.unsaved, self.tape = [], None\n"),
-    mistake("FAIL-1", "a warning for each frame", FAILED, ""),
+    mistake("FAIL-1", "a warning for each frame", FAILED, "            self.warn(tape, error)\n"),
+    mistake("FAIL-6", "a frame that cannot be recorded costs those before", FAILED, "            tape.ends = [0]\n" + FAILED),
     mistake("FAIL-1", "equal words in two warnings, of which Python shows one", ' from step {tape.first}"', '"'),
     mistake("FAIL-1", "a warning without the cause", '{cause}: {tape.path}', 'failed: {tape.path}'),
     mistake("FAIL-1 FILE-4", "ffmpeg's exit is not looked at", "            if ffmpeg.returncode or words:\n                raise OSError(words or f\"ffmpeg ended with {ffmpeg.returncode}\")\n", "            if not os.path.exists(made):\n                return\n", slow=True),
@@ -177,9 +178,9 @@ MISTAKES = [
     mistake("FAIL-3", "what the env raises is swallowed", STEP, "        try:\n            result = self.env.step(actions)\n        except Exception:\n            return (None,) * 5\n"),
     mistake("FAIL-3", "a step that raised is counted", STEP, "        self.number += 1\n" + STEP + "        self.number -= 1\n"),
     mistake("FAIL-3", "what the camera raises costs the frames before", "            self.take(self.tape, self.camera().render())", "            tape, self.tape = self.tape, None\n            shot = self.camera().render()\n            self.tape = tape\n            self.take(self.tape, shot)"),
-    mistake("FAIL-4", "another size is not noticed", "        if self.shape not in ((), picture.shape):\n", "        if False:\n"),
-    mistake("FAIL-4", "floats are cast", RGB, RGB, "    if taken.dtype != np.uint8 or taken.ndim", "    taken = taken.astype(np.uint8)\n    if taken.dtype != np.uint8 or taken.ndim"),
-    mistake("FAIL-4", "the warning lacks the shape", 'a picture was {taken.dtype} of {taken.shape}, not', 'a picture was {taken.dtype}, not'),
+    mistake("FAIL-6", "another size is not noticed", "        if self.shape not in ((), picture.shape):\n", "        if False:\n"),
+    mistake("FAIL-6", "floats are cast", RGB, RGB, "    if taken.dtype != np.uint8 or taken.ndim", "    taken = taken.astype(np.uint8)\n    if taken.dtype != np.uint8 or taken.ndim"),
+    mistake("FAIL-6", "the warning lacks the shape", 'a picture was {taken.dtype} of {taken.shape}, not', 'a picture was {taken.dtype}, not'),
     mistake("FAIL-5", "Ctrl-C while a picture is written leaves half of it", "at < end:\n            at += os.pwrite(self.file, data[at - end :], at)", "at < end:\n            at = self.ends[0] = at + os.write(self.file, data[at - end :])", slow=True),
     mistake("LOG-1", "no line for the final video", "        if self.logging:\n", "        if self.logging and tape is not self.last_tape:\n", "                self.tape.is_active = True\n", "                self.tape.is_active = True\n                self.last_tape = self.tape\n", MADE, MADE + "        self.last_tape = None\n"),
     mistake("LOG-1", "the name without its folder", "frames: {path}{note}", "frames: {os.path.basename(path)}{note}"),
@@ -220,7 +221,9 @@ def failures(folder: str, module: str, *options: str) -> list[str]:
     result = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    found = re.findall(r"^(?:FAILED|XFAIL) \S*?(\w+::test_.*?)(?: - .*)?$", result.stdout, re.MULTILINE)
+    found = re.findall(
+        r"^(?:FAILED|XFAIL) \S*?(\w+::test_.*?)(?: - .*)?$", result.stdout, re.MULTILINE
+    )
     if result.returncode not in (0, 1):
         last = (result.stdout + result.stderr).strip().splitlines()[-1:]
         found = found or [f"pytest ended with {result.returncode}: {last}"]

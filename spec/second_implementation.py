@@ -39,7 +39,7 @@ class Tape:
     """The pictures of one recording, compressed, in a file that has no name."""
 
     def __init__(self, first: int, is_active: bool, path: str) -> None:
-        self.first, self.is_active, self.path, self.has_failed = first, is_active, path, False
+        self.first, self.is_active, self.path = first, is_active, path
         self.file, self.ends, self.shape = -1, [0], ()
 
     def add(self, picture: np.ndarray) -> None:
@@ -186,8 +186,7 @@ class VideoWrapper:
                 self.start(number, True)
             elif self.final and is_first:
                 self.start(number, False)
-        is_due = self.tape and (number - self.tape.first) % self.stride == 0
-        if is_due and not self.tape.has_failed:
+        if self.tape and (number - self.tape.first) % self.stride == 0:
             self.take(self.tape, self.camera().render())
         if self.tape and number == self.tape.first + self.length - 1:
             self.finish_recording()
@@ -199,8 +198,8 @@ class VideoWrapper:
             tape.add(picture_of(rendered, self.env_idx, scene))
             self.last = None
         except Exception as error:  # noqa: BLE001
-            tape.has_failed = True
             self.warn(tape, error)
+            self.finish_recording()
 
     def end_episode(self, it_ends: bool) -> None:
         self.episode, self.age = (self.episode + 1, 0) if it_ends else (self.episode, self.age)
@@ -228,7 +227,7 @@ class VideoWrapper:
 
     def finish_recording(self) -> None:
         tape = self.tape
-        if tape and tape not in self.unsaved and len(tape.ends) > 1 and not tape.has_failed:
+        if tape and tape not in self.unsaved and len(tape.ends) > 1:
             self.unsaved += [tape] * tape.is_active
             self.last = None if tape.is_active else tape
         self.tape = None
