@@ -152,6 +152,7 @@ class Video:
     codec: str
     pix_fmt: str
     reader: Callable[[np.ndarray], int] = field(repr=False)
+    start: float = 0.0  # when the first frame is shown, in seconds
 
     @property
     def count(self) -> int:
@@ -211,7 +212,9 @@ def read_video(
         raise AssertionError(f"{path.name} cannot be played: {cause[0]}")
     codec, pix_fmt, width, height = stream[1], stream[2], int(stream[3]), int(stream[4])
     frames = list(np.frombuffer(result.stdout, np.uint8).reshape(-1, height, width, 3))
-    return Video(path, frames, width, height, codec, pix_fmt, reader)
+    start = re.search(r"Duration: .*, start: (-?[\d.]+)", words)
+    start_seconds = float(start[1]) if start else 0.0
+    return Video(path, frames, width, height, codec, pix_fmt, reader, start_seconds)
 
 
 def encode(path: str, rate: Fraction, size: tuple[int, int], raw: BinaryIO, old: bool) -> None:
@@ -834,6 +837,24 @@ def encoders() -> set[int]:
     return found
 
 
+class OnDevice(torch.Tensor):
+    """A tensor that is on an accelerator, or seems to be: its memory is read by way of `cpu()`."""
+
+    is_cpu, is_cuda = False, True
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("numpy", "__array__", "data_ptr"):
+            raise TypeError("can't convert device type tensor to numpy. Use Tensor.cpu() first.")
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        moved = name == "cpu" or (name == "to" and "cpu" in map(str, args))
+        return result.as_subclass(torch.Tensor) if moved else result
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        raise TypeError("can't convert device type tensor to numpy. Use Tensor.cpu() first.")
+
+
 def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets no thread start, as Python from 3.12 on while it exits."""
 
@@ -1127,7 +1148,8 @@ class Suite:
         unknown = self.selected - {g for c in self.clauses for g in (c, c.partition("-")[0])}
         if unknown:
             raise pytest.UsageError(f"--clauses: there is no clause {', '.join(sorted(unknown))}")
-        self.partial = bool(config.getoption("--lf", False)) or any("::" in a for a in config.args)
+        chosen = self.selected or any(config.getoption(o, "") for o in ("--lf", "-k", "-m"))
+        self.partial = bool(chosen) or any("::" in argument for argument in config.args)
         self.no_scene = ""
 
     def _read_expected(self, path: str | None) -> dict[str, str]:

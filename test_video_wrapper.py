@@ -31,11 +31,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_origin
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 
 from conftest import (
+    OnDevice,
     Shown,
     encoders,
     first_only,
@@ -496,6 +498,14 @@ class TestTime:
         assert video.rate == Fraction(20, 3)
         assert video.duration == pytest.approx(video.count * 3 * 0.05, abs=0.002)
 
+    @pytest.mark.clause("TIME-6", "FILE-17")
+    @pytest.mark.parametrize("name", ["policy.mp4", "policy.mkv"])
+    def test_a_video_begins_with_its_first_frame(self, fake: Any, name: str) -> None:
+        wrapper = fake.wrap(filename=name)
+        fake.run(wrapper, 8)
+        start = fake.video(name).start
+        assert start == 0, f"the first frame is shown {start} s after the start"
+
     @pytest.mark.clause("TIME-7")
     def test_nothing_is_rendered_that_is_not_recorded(self, fake: Any) -> None:
         wrapper = fake.wrap(
@@ -592,6 +602,25 @@ class TestTriggers:
         fake.run(wrapper, 2)
         assert trigger.numbers == [0, 1, 6, 7]
 
+    @pytest.mark.clause("TRIG-3", "FAIL-3")
+    @pytest.mark.parametrize("kind", ["step_trigger", "episode_trigger"])
+    def test_a_trigger_is_not_asked_for_a_step_that_the_env_does_not_complete(
+        self, fake: Any, kind: str
+    ) -> None:
+        def fail(actions: Any) -> Any:
+            raise KeyError("unstable")
+
+        trigger, env = Asked(), fake.env(terminated_at={0})
+        wrapper = fake.wrap(env, **{kind: trigger})
+        fake.run(wrapper, 1)
+        step, env.step = env.step, fail
+        with pytest.raises(KeyError):
+            fake.run(wrapper, 1)
+        assert trigger.numbers == [0]
+        env.step = step
+        fake.run(wrapper, 1)
+        assert trigger.numbers == [0, 1]
+
     @pytest.mark.clause("TRIG-4")
     def test_an_episode_trigger_records_its_episode(self, world: Any) -> None:
         wrapper = world.wrap(
@@ -684,6 +713,32 @@ class TestEpisodes:
         )
         world.run(wrapper, 15)
         assert world.videos() == {"7.mp4": [7, 8, 9, 10, 11]}
+
+    @pytest.mark.clause("EPI-1", "EPI-2")
+    @pytest.mark.parametrize("ends", ["terminated_at", "truncated_at"])
+    @pytest.mark.parametrize("again", [False, True], ids=["new flags", "the same flags"])
+    @pytest.mark.parametrize("kind", [OnDevice, torch.Tensor], ids=["device", "host"])
+    def test_the_watched_env_is_counted_wherever_its_flags_are(
+        self, fake: Any, kind: type, again: bool, ends: str
+    ) -> None:
+        env = fake.env(watched=2, others_done_at=range(100), **{ends: {6, 11}})
+        inner_step, memory = env.step, [torch.zeros(3, dtype=torch.bool) for _ in range(2)]
+        seen = [flags.as_subclass(kind) for flags in memory]
+
+        def step(actions: Any) -> Any:
+            obs, rewards, *flags, extras = inner_step(actions)
+            if again:  # as envs do that write into the tensors of the step before
+                for mine, now in zip(memory, flags):
+                    mine[:] = now
+                return obs, rewards, *seen, extras
+            return obs, rewards, *(flag.as_subclass(kind) for flag in flags), extras
+
+        env.step = step
+        trigger = Asked(1)
+        wrapper = fake.wrap(env, env_idx=2, episode_trigger=trigger, record_final_episode=False)
+        fake.run(wrapper, 15)
+        assert trigger.episodes == [0, 1, 2]
+        assert fake.videos() == {"7.mp4": [7, 8, 9, 10, 11]}
 
     @pytest.mark.clause("EPI-2")
     @pytest.mark.parametrize(
@@ -829,6 +884,16 @@ class TestEpisodes:
         wrapper.reset(env_ids)
         fake.run(wrapper, 1)
         assert trigger.episodes == ([0, 1] if included else [0])
+
+    @pytest.mark.clause("EPI-4")
+    @pytest.mark.parametrize("ids", [[1], [False, True, False]], ids=["indices", "mask"])
+    def test_a_reset_counts_by_a_tensor_on_a_device(self, fake: Any, ids: Any) -> None:
+        trigger = Asked()
+        wrapper = fake.wrap(watched=1, env_idx=1, episode_trigger=trigger)
+        fake.run(wrapper, 2)
+        wrapper.reset(torch.tensor(ids).as_subclass(OnDevice))
+        fake.run(wrapper, 1)
+        assert trigger.episodes == [0, 1]
 
     @pytest.mark.clause("EPI-5")
     def test_a_recording_goes_on_across_the_end_of_an_episode(self, world: Any) -> None:
@@ -1069,6 +1134,22 @@ def mp4_codec(video: Any) -> tuple[str, str]:
     return video.codec, video.pix_fmt
 
 
+AUDITORS: list[Callable[[str, tuple[Any, ...]], None]] = []
+
+
+@contextlib.contextmanager
+def audited(look: Callable[[str, tuple[Any, ...]], None]) -> Iterator[None]:
+    """Calls `look` before each thing that Python's audit hooks tell of."""
+    if not AUDITORS:  # a hook cannot be taken away
+        AUDITORS.append(lambda *_: None)
+        sys.addaudithook(lambda event, arguments: AUDITORS[0](event, arguments))
+    AUDITORS[0] = look
+    try:
+        yield
+    finally:
+        AUDITORS[0] = lambda *_: None
+
+
 class TestFiles:
     @pytest.mark.clause("FILE-1", "FILE-2")
     @pytest.mark.parametrize(
@@ -1122,6 +1203,49 @@ class TestFiles:
         assert (fake.out_dir / "0.mp4").read_bytes() == b"of an earlier run"
         fake.run(wrapper, 4)
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("FILE-3")
+    def test_a_video_is_replaced_in_one_move(self, fake: Any) -> None:
+        wrapper = fake.wrap(
+            step_trigger=lambda n: n in (0, 8), filename="policy.mp4", record_final_episode=False
+        )
+        fake.run(wrapper, 8)
+        path = fake.out_dir / "policy.mp4"
+        saved, faults = path.read_bytes(), []
+
+        def look(event: str, arguments: tuple[Any, ...]) -> None:
+            # Before each of these that Python does; a file removed or opened shows at the next one.
+            if event.partition(".")[0] not in ("open", "os", "shutil", "subprocess"):
+                return
+            if not path.exists():
+                faults.append(f"it is missing at {event}")
+            elif event == "open" and os.fspath(path) == arguments[0] and arguments[2] & 3:
+                faults.append("it is opened to be written")
+
+        with audited(look):
+            fake.run(wrapper, 8)
+        assert path.read_bytes() != saved
+        assert not faults, f"while policy.mp4 is replaced, {faults[0]}"
+
+    @pytest.mark.clause("FILE-3", "FIN-3")
+    def test_a_background_recording_that_is_dropped_leaves_the_saved_video(self, fake: Any) -> None:
+        wrapper = fake.wrap(terminated_at={6, 9}, filename="policy.mp4")
+        fake.run(wrapper, 5)
+        assert fake.videos() == {"policy.mp4": [0, 1, 2, 3, 4]}
+        fake.run(wrapper, 6)  # in which one of an episode follows another
+        assert fake.videos() == {"policy.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("FILE-3", "FAIL-1")
+    @pytest.mark.parametrize("type", ["active", "background"])
+    def test_a_recording_that_fails_leaves_the_saved_video(self, fake: Any, type: str) -> None:
+        wrapper = fake.wrap(filename="policy.mp4", record_final_episode=False)
+        fake.run(wrapper, 8)
+        wrapper.start_recording(type)
+        wrapper.unwrapped.camera.make_frame = lambda frame: None
+        with warned(r"policy\.mp4"):
+            fake.run(wrapper, 8)
+            wrapper.close()
+        assert fake.videos() == {"policy.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("FILE-4")
     def test_only_videos_are_left_in_the_folder(self, world: Any) -> None:
@@ -1181,6 +1305,23 @@ class TestFiles:
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("FILE-8")
+    def test_frames_on_a_device_are_fetched(self, fake: Any) -> None:
+        wrapper = fake.wrap()
+        camera = wrapper.unwrapped.camera
+        camera.make_frame = lambda frame: torch.from_numpy(frame).as_subclass(OnDevice)
+        fake.run(wrapper, 8)
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("FILE-8")
+    def test_a_camera_whose_render_takes_no_argument(self, fake: Any) -> None:
+        wrapper = fake.wrap()
+        camera = wrapper.unwrapped.camera
+        render = camera.render
+        camera.render = lambda: render()[0]
+        fake.run(wrapper, 8)
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("FILE-8")
     def test_a_camera_that_returns_the_picture_alone(self, fake: Any) -> None:
         wrapper = fake.wrap()
         camera = wrapper.unwrapped.camera
@@ -1235,15 +1376,30 @@ class TestFiles:
             env.show(step)
             assert psnr(frame, np.array(env.camera.render()[0])) > 30
 
-    @pytest.mark.clause("FILE-11")
-    def test_colours_survive(self, fake: Any) -> None:
-        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+    @pytest.mark.clause("FILE-8", "FILE-11")
+    @pytest.mark.parametrize("type", ["active", "background"])
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            lambda frame: frame,
+            torch.from_numpy,
+            lambda frame: np.dstack([frame, np.full(frame.shape[:2], 90, np.uint8)]),
+            lambda frame: torch.from_numpy(np.dstack([frame, np.full_like(frame, 90)[..., :1]])),
+            lambda frame: np.stack([255 - frame, 255 - frame, frame]),
+            lambda frame: torch.from_numpy(np.stack([255 - frame, 255 - frame, frame])),
+        ],
+        ids=["array", "tensor", "RGBA", "RGBA tensor", "stack", "stack of tensors"],
+    )
+    def test_colours_survive(self, fake: Any, convert: Callable, type: str) -> None:
+        wrapper = fake.wrap(watched=2, env_idx=2, step_trigger=never, record_final_episode=False)
+        wrapper.start_recording(type)
         # None of which is another's with red and blue exchanged.
         colours = [(255, 0, 0), (40, 255, 0), (0, 90, 255), (255, 255, 255), (200, 120, 40)]
         pictures = [np.full((64, 96, 3), colour, np.uint8) for colour in colours]
         remaining = itertools.cycle(pictures)
-        wrapper.unwrapped.camera.make_frame = lambda frame: next(remaining)
+        wrapper.unwrapped.camera.make_frame = lambda frame: convert(next(remaining))
         fake.run(wrapper, 8)
+        wrapper.close()
         frames = [frame.astype(int) for frame in fake.video("0.mp4").frames]
         nearest = [min((np.abs(f - p).mean(), i) for i, p in enumerate(pictures)) for f in frames]
         assert all(distance < 4 for distance, _ in nearest)
@@ -1438,6 +1594,17 @@ class TestClose:
         (world.out_dir / "policy.mp4").unlink()
         wrapper.close()
         assert world.files() == []
+
+    @pytest.mark.clause("CLOSE-7")
+    def test_a_signal_has_the_handler_that_the_program_gave_it(self, fake: Any) -> None:
+        before = {s: signal.getsignal(s) for s in signal.valid_signals()}
+        wrapper = fake.wrap()
+        fake.run(wrapper, 3)
+        during = {s: signal.getsignal(s) for s in signal.valid_signals()}
+        wrapper.close()
+        after = {s: signal.getsignal(s) for s in signal.valid_signals()}
+        taken = [s.name for s in before if not before[s] == during[s] == after[s]]
+        assert not taken, f"the wrapper sets a handler of its own for {taken}"
 
     @pytest.mark.clause("CLOSE-4")
     @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
@@ -1739,9 +1906,11 @@ class TestFaults:
         self, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         program = tmp_path / "ffmpeg"
-        program.write_text("not executable")
+        program.write_text(f'#!/bin/sh\nexec "{imageio_ffmpeg.get_ffmpeg_exe()}" "$@"\n')
+        program.chmod(0o755)
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
         wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        program.chmod(0o644)  # while training runs
         with warned(r"\b0\.mp4", "Permission denied"):
             assert len(fake.run(wrapper, 7)) == 7
             if fake.videos():
@@ -1789,6 +1958,39 @@ class TestFaults:
         shutil.rmtree(fake.out_dir)
         with saved_or_warned(fake, "0.mp4", [0, 1]):
             getattr(wrapper, call)()
+
+    @pytest.mark.clause("FAIL-1", "CLOSE-2")
+    def test_a_final_episode_that_cannot_be_saved_gives_one_warning(self, fake: Any) -> None:
+        wrapper = fake.wrap(step_trigger=never)
+        fake.run(wrapper, 3)
+        (fake.out_dir / "0.mp4").mkdir()
+        with warned(r"\b0\.mp4", "directory"):
+            wrapper.close()
+        assert wrapper.unwrapped.calls[-1] == "close"
+        assert fake.files() == ["0.mp4"]
+
+    @pytest.mark.clause("FAIL-1", "FAIL-2")
+    def test_a_background_recording_that_fails_gives_one_warning(self, fake: Any) -> None:
+        wrapper = fake.wrap(terminated_at={7}, step_trigger=never)
+        wrapper.unwrapped.camera.make_frame = lambda frame: None
+        with warned(r"\b0\.mp4"):
+            fake.run(wrapper, 8)
+        wrapper.unwrapped.camera.make_frame = lambda frame: frame
+        fake.run(wrapper, 3)
+        wrapper.close()
+        assert fake.videos() == {"8.mp4": [8, 9, 10]}
+
+    @pytest.mark.clause("FAIL-1")
+    def test_each_of_two_recordings_of_one_name_that_fail_gives_a_warning(self, fake: Any) -> None:
+        wrapper = fake.wrap(
+            step_trigger=lambda n: n in (0, 8), filename="policy.mp4", record_final_episode=False
+        )
+        wrapper.unwrapped.camera.make_frame = lambda frame: None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")  # which shows the same words of a line once
+            fake.run(wrapper, 16)
+        said = [str(warning.message) for warning in caught]
+        assert len(said) == 2, f"two recordings fail, and Python shows {len(said)}: {said}"
 
     @pytest.mark.clause("FAIL-3")
     def test_what_the_camera_raises_is_passed_on_and_the_frames_kept(self, fake: Any) -> None:
@@ -2091,6 +2293,17 @@ class TestLogging:
         assert str(fake.out_dir / "0.mp4") in first
         assert str(fake.out_dir / "8.mp4") in second
 
+    @pytest.mark.clause("LOG-1")
+    def test_the_final_video_prints_a_line_with_its_path(
+        self, fake: Any, capsys: pytest.CaptureFixture
+    ) -> None:
+        wrapper = fake.wrap(step_trigger=never, logging=True)
+        fake.run(wrapper, 3)
+        wrapper.close()
+        lines = capsys.readouterr().out.splitlines()
+        named = [line for line in lines if str(fake.out_dir / "0.mp4") in line]
+        assert len(named) == 1, f"one line with the path was wanted, and there are {lines}"
+
     @pytest.mark.clause("LOG-2")
     def test_the_line_gives_frames_seconds_and_rate(
         self, fake: Any, capsys: pytest.CaptureFixture
@@ -2279,6 +2492,8 @@ class TestCost:
             return obs, rewards, *flags, extras
 
         env.step = step
+        fake.run(wrapper, 1)  # whose results are looked at (EPI-7)
+        log.clear()
         fake.run(wrapper, 10)
         # Each flag once at most, and one wait for both, in whatever order.
         assert log.count("read") <= 2 * 10, f"ten steps read the flags {log.count('read')} times"

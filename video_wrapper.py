@@ -54,7 +54,9 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, Tuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol, Tuple
+
+import numpy as np
 
 try:
     import fcntl
@@ -792,21 +794,293 @@ class _NotReplayable(Exception):
         return f"{what}: {self}. {remedy}" if str(self) else ""
 
 
+class _Moment(NamedTuple):
+    """What a picture shows."""
+
+    values: list[Any]  # of `_Replay._attributes`
+    nodes: list[Any]  # of the renderer, each with its rank, matrix and poses
+    rigid: list[Any] | None  # the transforms that rigid nodes are placed by; None: `nodes` has all
+    nbytes: int
+
+
 class _Replay:
-    """Keeps what a Genesis camera would draw, to render it later (FIN-5, 6)."""
+    """Keeps what a Genesis camera would draw, to render it later (FIN-5, 6).
+
+    A picture shows nodes: bodies, and drawings such as arrows. `keep` has Genesis bring up to date
+    what they are placed by, as rendering would, and copies it. `show` puts it in place, renders and
+    puts the present back. Nothing that the simulation computes with is written, and no other camera
+    moves. Whether Genesis works as this class believes, its first pictures tell: it checks itself.
+    """
 
     def __init__(self, scene: Any, camera: Any) -> None:
-        raise _NotReplayable("")
+        gs: Any = sys.modules.get("genesis")
+        if not (gs and isinstance(scene, gs.Scene) and type(camera) is gs.vis.camera.Camera):
+            raise _NotReplayable("")  # nothing is known of what it costs
+        if not scene.is_built or all(camera is not c for c in scene.visualizer.cameras):
+            raise _NotReplayable("the camera is none of the env's scene, or that is not built")
+        with _missing_names():
+            self._scene, self._camera, self._visualizer = scene, camera, scene.visualizer
+            self._context = context = scene.visualizer.context
+            self._renderer = renderer = context._scene
+            solvers = scene.active_solvers
+            obstacles = {
+                "a viewer is open, and its keys change what is drawn": scene.visualizer.viewer,
+                "it is rendered by ray tracing or in batches": (
+                    scene.visualizer.renderer is not scene.visualizer.rasterizer
+                ),
+                "it has soft bodies, particles or fluids": not all(
+                    hasattr(solver, "update_vgeoms") for solver in solvers
+                ),
+                "it has a body whose vertices are set one by one": any(
+                    getattr(solver, "n_custom_vverts", 0) for solver in solvers
+                ),
+                "it has a drone, whose propellers turn as they are drawn": any(
+                    hasattr(entity, "propellers_idx") for entity in scene.entities
+                ),
+                "it shows its cameras": context.camera_frustum_shown,
+            }
+            for obstacle, is_there in obstacles.items():
+                if is_there:
+                    raise _NotReplayable(f"the scene cannot be rendered later: {obstacle}")
+            bodies = [(s, e.surface.vis_mode == "visual", e) for s in solvers for e in s.entities]
+            # What else an update draws from the simulation: then all nodes are kept.
+            self._is_annotated = any(
+                getattr(link, "visualize_contact", False) for *_, e in bodies for link in e.links
+            ) or any(sensor._options.draw_debug for sensor in scene.sim._sensor_manager.sensors)
+            self._rigid_nodes = set(context.rigid_nodes.values())
+            # What an update places them by: arrays, or from Genesis 1.4.2 on what a function gives.
+            self._sources = list(dict.fromkeys(body[:2] for body in bodies))
+            self._arrays: list[Any] = []
+            if not hasattr(context, "rigid_geoms_T"):
+                names = {True: "_vgeoms_render_T", False: "_geoms_render_T"}
+                self._arrays = [(solver, names[is_visual]) for solver, is_visual in self._sources]
+            self._attributes = [
+                (scene.visualizer, "_cameras"),  # which an update moves
+                (scene.visualizer, "_t"),  # the step that is drawn: it is not updated again
+                (context, "_t"),
+                (camera, "_transform"),
+                (camera, "_fov"),
+                (context, "shadow"),
+                (context, "plane_reflection"),
+                (context.jit, "reflection_mat"),
+                (renderer, "bg_color"),
+                (renderer, "ambient_light"),
+                *((node, "_matrix") for node in renderer.light_nodes),
+                *((node.light, n) for node in renderer.light_nodes for n in ("color", "intensity")),
+                *self._arrays,
+            ]
+        self._last: tuple[_Moment, float] | None = None  # and what step was drawn then
+        self._kept = 0
+        self._first: tuple[_Moment, Any] | None = None  # and the camera's own picture
+        self._flaw = ""  # in words, as found by the checks
 
     def is_of(self, scene: Any, camera: Any) -> bool:
-        return False
-
-    def keep(self) -> Any: ...
-
-    def show(self, moment: Any) -> Any: ...
+        """Whether it keeps this camera's pictures: an env's `build` may make a new scene."""
+        is_same = scene is self._scene and camera is self._camera
+        return is_same and scene.is_built and scene.visualizer is self._visualizer
 
     def memory(self) -> int:
-        return 0
+        """The bytes that moments may take: a quarter of what the host has left."""
+        import psutil  # Genesis brings it
+
+        return int(psutil.virtual_memory().available) // 4
+
+    def keep(self) -> _Moment:
+        """Keeps what the camera would draw now. Renders nothing but to check itself."""
+        self._demand_scene()
+        with _missing_names():
+            if self._context._t >= self._scene.sim.cur_step_global:
+                moment = self._drawn()  # what was rendered in this step already
+            else:
+                self._move_camera()
+                moment = self._then_back(self._attributes[:3], [], self._update)
+            self._last = moment, self._context._t
+            if self._kept == 0:
+                self._check(moment)
+            elif self._kept == 3 and self._first and self._differs(*self._first):
+                self._flaw = "a picture that was made again later differed from the camera's own"
+        self._demand_scene()
+        self._kept += 1
+        return moment
+
+    def show(self, moment: _Moment, is_check: bool = False) -> Any:
+        """Renders a moment and puts the present back: returns what `camera.render` returns."""
+
+        def render() -> Any:
+            self._put(moment)
+            return self._render(math.inf, is_check)
+
+        self._demand_scene()
+        with _missing_names():
+            return self._then_back(self._attributes, self._drawn().nodes, render)
+
+    def _demand_scene(self) -> None:
+        if not self.is_of(self._scene, self._camera):
+            raise _NotReplayable("the scene is gone: close() must come before gs.destroy()")
+        if self._flaw:
+            raise _NotReplayable(self._flaw)
+
+    def _render(self, drawn: float, is_check: bool) -> Any:
+        self._visualizer._cameras = []
+        self._visualizer._t = self._context._t = drawn
+        # A check is Genesis' own business: an env may count what its camera renders, or change it.
+        return type(self._camera).render(self._camera) if is_check else self._camera.render()
+
+    def _then_back(self, attributes: list[Any], nodes: list[Any], action: Callable[[], Any]) -> Any:
+        present = _Moment([getattr(*attribute) for attribute in attributes], nodes, None, 0)
+        try:
+            try:
+                return action()
+            finally:
+                self._put(present)
+        except BaseException:
+            self._put(present)  # Ctrl-C may have broken into it
+            raise
+
+    def _move_camera(self) -> None:
+        """Does to this camera what rendering does to all that follow a body."""
+        camera, visualizer, sim = self._camera, self._visualizer, self._scene.sim
+        if camera._attached_link is not None:
+            camera.move_to_attach()
+        elif camera._followed_entity is not None:
+            camera.update_following()
+            if camera._follow_smoothing is not None:
+                # An env that renders later in this step is not to move it again. The mark says
+                # that nothing was drawn in the step yet; it goes if anything is, or at a reset.
+                step = sim.cur_step_global
+                mark = visualizer._t = step - 0.5
+
+                def update_following() -> None:
+                    if visualizer._t != mark or sim.cur_step_global != step:
+                        vars(camera).pop("update_following", None)
+                        camera.update_following()
+
+                camera.update_following = update_following
+
+    def _update(self) -> _Moment:
+        """Has Genesis bring up to date what is drawn, and moves no camera."""
+        context, visualizer = self._context, self._visualizer
+        visualizer._cameras = []
+        if not (self._is_annotated or context.link_frame_shown):
+            visualizer.update_visual_states()
+            if self._arrays:
+                return self._drawn([getattr(*array)[:, self._envs()] for array in self._arrays])
+            rigid = [context.rigid_geoms_T(*source) for source in self._sources]
+            # Genesis leaves a body that blew up where it was last drawn, which only it knows.
+            if all(np.vdot(transforms, transforms) < 1e38 for transforms in rigid):
+                return self._drawn(rigid)
+            if self._last is not None and self._last[1] == context._t:
+                self._put(self._last[0])
+        visualizer._t = context._t = -1
+        context.update()
+        moment = self._drawn()
+        context.clear_dynamic_nodes(only_outdated=False)  # which another update would draw twice
+        return moment
+
+    def _envs(self) -> list[int]:
+        return list(self._context.rendered_envs_idx)
+
+    def _drawn(self, rigid: list[Any] | None = None) -> _Moment:
+        """What is drawn. It shares no memory with Genesis, which uses its own again."""
+        values = [getattr(*attribute) for attribute in self._attributes]
+        values[3] = values[3] + 0  # a copy of the camera's array or tensor
+        ranks = getattr(self._renderer, "_node_ranks", {})
+        nodes, known = [], {node for node, *_ in self._last[0].nodes} if self._last else ()
+        size = sum(transforms.nbytes for transforms in rigid or ())
+        for node in self._renderer.mesh_nodes - (self._rigid_nodes if rigid else set()):
+            parts = node.mesh.primitives
+            poses = (
+                parts[0].poses.copy() if len(parts) == 1 and parts[0].poses is not None else None
+            )
+            nodes.append((node, ranks.get(node), node.matrix, poses))
+            size += getattr(poses, "nbytes", 0)
+            if node not in known and node not in self._rigid_nodes:
+                size += sum(getattr(v, "nbytes", 0) for part in parts for v in vars(part).values())
+        return _Moment(values, nodes, rigid, size)
+
+    def _put(self, moment: _Moment) -> None:
+        """Makes it what is drawn. Can be repeated from wherever it was broken off."""
+        context, renderer, rigid = self._context, self._renderer, moment.rigid
+        vars(context).pop("rigid_geoms_T", None)
+        for (owner, name), value in zip(self._attributes, moment.values):
+            setattr(owner, name, value)
+        if rigid is not None:
+            for (owner, name), transforms in zip(self._arrays, rigid):
+                setattr(owner, name, getattr(owner, name).copy())
+                getattr(owner, name)[:, self._envs()] = transforms
+            if not self._arrays:
+                found = dict(zip(self._sources, rigid))
+                context.rigid_geoms_T = lambda *source: found[source].copy()
+            context.update_rigid()
+            vars(context).pop("rigid_geoms_T", None)
+        elif not moment.nodes:
+            return
+        kept = {node for node, *_ in moment.nodes} | (self._rigid_nodes if rigid else set())
+        for node in renderer.mesh_nodes - kept:
+            renderer.remove_node(node)
+        for node, rank, matrix, poses in moment.nodes:
+            if not renderer.has_node(node):
+                renderer.add_node(node)
+            if rank is not None:
+                renderer._node_ranks[node] = rank  # the order in which see-through ones are drawn
+            renderer.set_pose(node, matrix)
+            if poses is not None:
+                node.mesh.primitives[0].poses = poses
+                if node in self._rigid_nodes:
+                    node.mesh._bounds = None
+                target = [node, "model"]
+                if hasattr(renderer, "get_buffer_id"):  # Genesis 1.0
+                    target = [renderer.get_buffer_id(*target)]
+                context.jit.update_buffer(*target, poses.transpose((0, 2, 1)))
+        renderer._bounds = None
+
+    def _check(self, moment: _Moment) -> None:
+        """Whether a picture shows what its moment says, and all of that."""
+
+        def moved(transforms: Any, place: Any) -> Any:
+            transforms = transforms + 0
+            transforms[..., :3, 3] = place
+            return transforms
+
+        is_drawn = self._context._t >= self._scene.sim.cur_step_global
+        step = self._context._t if is_drawn else -1
+        picture = self._then_back(self._attributes[:3], [], lambda: self._render(step, True))[0]
+        if not is_drawn:
+            self._context.clear_dynamic_nodes(only_outdated=False)
+        values, away = list(moment.values), 1000.0
+        pose = self._camera.transform if self._arrays else values[3].tolist()
+        pose = np.reshape(pose, (-1, 4, 4))[0]
+        values[3] = moved(values[3], away)
+        changes = [[moment._replace(values=values)], []]
+        for place in away, pose[:3, 3] - 2 * pose[:3, 2]:  # out of sight; in front of the camera
+            nodes = [
+                (node, *rest, moved(poses, place) if node in self._rigid_nodes else poses)
+                for node, *rest, poses in moment.nodes
+            ]
+            rigid = moment.rigid and [moved(transforms, place) for transforms in moment.rigid]
+            changes[1].append(moment._replace(rigid=rigid, nodes=nodes))
+        for change in changes:
+            if not any(self._differs(changed, picture) for changed in change):
+                self._flaw = "its camera sees no body, or this Genesis draws in another way"
+        if self._differs(moment, picture):
+            self._flaw = "a picture that was made again differed from the camera's own"
+        self._first = moment, picture
+
+    def _differs(self, moment: _Moment, picture: Any) -> bool:
+        return not np.array_equal(self.show(moment, is_check=True)[0], picture)
+
+
+@contextlib.contextmanager
+def _missing_names() -> Iterator[None]:
+    """Tells what a Genesis lacks that this module needs; other errors are left as they are."""
+    try:
+        yield
+    except AttributeError as error:
+        owner = type(error.obj)
+        if owner.__module__.partition(".")[0] != "genesis":
+            raise
+        missing = f"this release of Genesis has no {owner.__name__}.{error.name}"
+        raise _NotReplayable(missing) from error
 
 
 class _Encoder:
@@ -1078,7 +1352,7 @@ def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
         env_ids = [i.item() if hasattr(i, "item") else i for i in env_ids]
     if hasattr(env_ids, "reshape"):
         env_ids = env_ids.reshape(-1)
-    library: Any = sys.modules.get("torch") or __import__("numpy")
+    library: Any = sys.modules.get("torch", np)
     marks = library.zeros(num_envs, dtype=bool)
     try:
         marks[env_ids.cpu() if hasattr(env_ids, "cpu") else env_ids] = True

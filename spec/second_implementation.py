@@ -39,7 +39,7 @@ class Tape:
     """The pictures of one recording, compressed, in a file that has no name."""
 
     def __init__(self, first: int, is_active: bool, path: str) -> None:
-        self.first, self.is_active, self.path, self.has_failed = first, is_active, path, False
+        self.first, self.is_active, self.path = first, is_active, path
         self.file, self.ends, self.shape = -1, [0], ()
 
     def add(self, picture: np.ndarray) -> None:
@@ -50,7 +50,8 @@ class Tape:
             self.file, name = tempfile.mkstemp(dir=os.path.dirname(self.path))
             weakref.finalize(self, os.close, self.file).atexit = False
             os.unlink(name)
-        data, at = zlib.compress(picture.tobytes(), 1), self.ends[-1]
+        rows = np.diff(picture, axis=0, prepend=np.uint8(0))
+        data, at = zlib.compress(rows.tobytes(), 1), self.ends[-1]
         end, self.shape = at + len(data), picture.shape
         while at < end:
             at += os.pwrite(self.file, data[at - end :], at)
@@ -58,7 +59,8 @@ class Tape:
 
     def __iter__(self) -> Iterator[bytes]:
         for start, end in zip(self.ends, self.ends[1:]):
-            yield zlib.decompress(os.pread(self.file, end - start, start))
+            rows = zlib.decompress(os.pread(self.file, end - start, start))
+            yield np.frombuffer(rows, np.uint8).reshape(self.shape).cumsum(0, np.uint8).tobytes()
 
 
 def picture_of(rendered: Any, env_idx: int, scene: Any) -> np.ndarray:
@@ -184,8 +186,7 @@ class VideoWrapper:
                 self.start(number, True)
             elif self.final and is_first:
                 self.start(number, False)
-        is_due = self.tape and (number - self.tape.first) % self.stride == 0
-        if is_due and not self.tape.has_failed:
+        if self.tape and (number - self.tape.first) % self.stride == 0:
             self.take(self.tape, self.camera().render())
         if self.tape and number == self.tape.first + self.length - 1:
             self.finish_recording()
@@ -197,8 +198,8 @@ class VideoWrapper:
             tape.add(picture_of(rendered, self.env_idx, scene))
             self.last = None
         except Exception as error:  # noqa: BLE001
-            tape.has_failed = True
             self.warn(tape, error)
+            self.finish_recording()
 
     def end_episode(self, it_ends: bool) -> None:
         self.episode, self.age = (self.episode + 1, 0) if it_ends else (self.episode, self.age)
@@ -226,7 +227,7 @@ class VideoWrapper:
 
     def finish_recording(self) -> None:
         tape = self.tape
-        if tape and tape not in self.unsaved and len(tape.ends) > 1 and not tape.has_failed:
+        if tape and tape not in self.unsaved and len(tape.ends) > 1:
             self.unsaved += [tape] * tape.is_active
             self.last = None if tape.is_active else tape
         self.tape = None
@@ -252,7 +253,9 @@ class VideoWrapper:
             self.env.close()
 
     def warn(self, tape: Tape, cause: Exception) -> None:
-        warnings.warn(f"{cause}: {tape.path} is lost", UserWarning, stacklevel=2)
+        warnings.warn(
+            f"{cause}: {tape.path} is lost from step {tape.first}", UserWarning, stacklevel=2
+        )
 
     def save(self, tape: Tape) -> None:
         path, odd, (height, width, _) = tape.path, [n % 2 for n in tape.shape], tape.shape

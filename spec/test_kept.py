@@ -1,4 +1,4 @@
-"""FIN-5 to FIN-8: what is kept of a real scene, to be rendered when it is saved."""
+"""FIN-5 to FIN-11: what is kept of a real scene, to be rendered when it is saved."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TestKeptForLater:
             leave_to("it saves no final episode, which is FIN-1's")
         assert len(renders) == 6
 
-    @pytest.mark.clause("FIN-8")
+    @pytest.mark.clause("FIN-9")
     def test_what_would_take_too_much_memory_is_rendered_at_once(
         self, genesis: Any, new_stage: type[Stage]
     ) -> None:
