@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import gc
 import importlib.util
 import inspect
@@ -16,6 +17,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -206,6 +208,20 @@ class TestApi:
         fake.run(wrapper, 8)
         wrapper.close()
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("API-10")
+    @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+    def test_a_wrapper_cannot_be_copied_at_any_time(self, fake: Any, duplicate: Callable) -> None:
+        wrapper = fake.wrap()
+        for steps in (0, 2, 3, 1):  # before a recording, in it, after it, and after close()
+            fake.run(wrapper, steps)
+            if steps == 1:
+                wrapper.close()
+            with pytest.raises(TypeError, match="cop(y|ied)|pickle") as error:
+                duplicate(wrapper)
+            assert "lock" not in str(error.value), error.value
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+        assert fake.files() == ["0.mp4"]
 
 
 NOT_NAMES = ["x" * 252 + ".mp4", "ü" * 126 + ".mp4", "a\0b.mp4", "a\nb.mp4", "\ud800.mp4"]
@@ -1764,7 +1780,11 @@ class TestClose:
         assert name[-20:] in left.name
         assert read_when_done(result, left, 100) == list(range(8, 108))
         wrap_until_gone(fake, left)
-        assert fake.files() == [name]
+        (kept,) = [n for n in fake.files() if n != name]
+        end = rf"{re.escape(Path(name).stem[-20:])}-[0-9a-f]{{8}}\{Path(name).suffix}"
+        assert re.search(f"{end}$", kept)
+        assert fake.video(kept).steps == list(range(8, 108))
+        assert fake.video(name).steps == [0, 1, 2, 3, 4]
 
     @needs_proc
     @pytest.mark.clause("CLOSE-9", "FILE-19")
@@ -1780,7 +1800,9 @@ class TestClose:
             assert steps == list(range(8, 8 + len(steps)))
             assert len(steps) >= 40
         fake.wrap()
-        assert fake.files() == [name]
+        kept = [n for n in fake.files() if n != name]
+        assert len(kept) == (name == "policy.mkv")
+        assert all(fake.video(n).steps == steps for n in kept)
 
     @needs_proc
     @pytest.mark.clause("FILE-19")
@@ -1799,7 +1821,7 @@ class TestClose:
         os.kill(int(result.stdout), signal.SIGCONT)
         assert read_when_done(result, left, 100) == list(range(8, 108))
         wrap_until_gone(fake, left)
-        assert fake.files() == ["policy.mp4"]
+        assert sorted(fake.videos().values()) == [[0, 1, 2, 3, 4], list(range(8, 108))]
 
     @pytest.mark.clause("CLOSE-10")
     def test_after_close_nothing_keeps_the_wrapper(self, fake: Any, implementation: type) -> None:
@@ -1903,19 +1925,43 @@ class TestFaults:
 
     @pytest.mark.clause("FAIL-1")
     def test_an_encoder_that_cannot_be_started_gives_one_warning(
-        self, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, script: Any, tmp_path: Path
     ) -> None:
         program = tmp_path / "ffmpeg"
         program.write_text(f'#!/bin/sh\nexec "{imageio_ffmpeg.get_ffmpeg_exe()}" "$@"\n')
         program.chmod(0o755)
-        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
-        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
-        program.chmod(0o644)  # while training runs
-        with warned(r"\b0\.mp4", "Permission denied"):
-            assert len(fake.run(wrapper, 7)) == 7
-            if fake.videos():
-                pytest.skip("its encoder is not the ffmpeg that imageio-ffmpeg names")
-        assert fake.files() == []
+        # In a process of its own, since it may look for ffmpeg once in a process.
+        result = script(f"""
+            os.environ["IMAGEIO_FFMPEG_EXE"] = {str(program)!r}
+            wrapper = world.wrap(step_trigger=first_only, record_final_episode=False)
+            os.chmod({str(program)!r}, 0o644)  # while training runs
+            with conftest.warned(r"\\b0\\.mp4", "Permission denied") as said:
+                assert len(world.run(wrapper, 7)) == 7
+                if any(name[0] != "." for name in world.files()):
+                    print("another encoder")
+                    os._exit(0)
+            assert world.files() == []
+            """)
+        if "another encoder" in result.stdout:
+            pytest.skip("its encoder is not the ffmpeg that imageio-ffmpeg names")
+        assert result.returncode == 0, result.stderr
+
+    @pytest.mark.clause("FAIL-1", "FAIL-2")
+    @needs_proc
+    def test_who_makes_errors_of_warnings_gets_them_and_the_next_recording_works(
+        self, fake: Any
+    ) -> None:
+        wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
+        fake.run(wrapper, 2)
+        kill_encoders()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(Warning, match=r"\b0\.mp4"):
+                fake.run(wrapper, 4)
+            fake.run(wrapper, 14)
+            wrapper.close()
+        assert fake.files() == ["8.mp4"]
+        assert fake.videos() == {"8.mp4": [8, 9, 10, 11, 12]}
 
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     def test_a_folder_that_went_away_gives_one_warning(self, fake: Any) -> None:
@@ -2172,10 +2218,22 @@ class TestFaults:
     @pytest.mark.clause("FAIL-1")
     @pytest.mark.parametrize(
         "break_it",
-        ["os.close(1)", "sys.stdout.close()", "sys.stdout.reconfigure(encoding='ascii')"],
+        [
+            "os.close(1)",
+            "sys.stdout.close()",
+            "sys.stdout.reconfigure(encoding='ascii')",
+            "sys.stdout = None",
+            # As a BufferedWriter does where a signal's handler prints; then a logger's own errors.
+            "sys.stdout = type('Out', (), {'write': lambda *_: raises(RuntimeError('reentrant'))})()",
+            "sys.stdout = type('Out', (), {'write': lambda *_: raises(LookupError('no logger'))})()",
+            "sys.stdout = object()",
+        ],
     )
     def test_a_line_that_cannot_be_printed_ends_nothing(self, script: Any, break_it: str) -> None:
         result = script(f"""
+            def raises(error):
+                raise error
+
             {break_it}
             wrapper = world.wrap(filename="größe.mp4", step_trigger=first_only, logging=True)
             world.run(wrapper, 7)
@@ -2339,6 +2397,18 @@ class TestLogging:
         assert more, f"the line does not say that it replaced a file: {first!r}"
         # Of the second, which replaced this run's own, there is nothing to say.
         assert len(first.split()) > len(second.split())
+
+    @pytest.mark.clause("LOG-2")
+    def test_the_line_says_nothing_of_a_file_that_came_after_the_wrapper(
+        self, fake: Any, capsys: pytest.CaptureFixture
+    ) -> None:
+        keywords = {"filename": "policy.mp4", "record_final_episode": False, "logging": True}
+        first, second = fake.wrap(**keywords), fake.wrap(**keywords)
+        time.sleep(0.05)  # a file's time may be coarser than the clock
+        fake.run(first, 6)
+        fake.run(second, 6)
+        one, other = capsys.readouterr().out.splitlines()
+        assert one == other
 
     @pytest.mark.clause("LOG-3")
     def test_without_logging_nothing_is_printed(
