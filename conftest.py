@@ -980,16 +980,20 @@ def genesis(suite: Suite, real_scene: Any, tmp_path: Path) -> Iterator[World]:
     world.close()
 
 
-def needs_genesis_1_4_5(why: str) -> None:
+def needs_genesis(release: str, why: str) -> None:
     """Skips the test that runs, if Genesis is older."""
-    if tuple(map(int, installed("genesis-world").split(".")[:3])) < (1, 4, 5):
-        pytest.skip(f"before Genesis 1.4.5, {why}")
+
+    def numbers(version: str) -> list[int]:
+        return [int(number) for number in version.split(".")[:3]]
+
+    if numbers(installed("genesis-world")) < numbers(release):
+        pytest.skip(f"before Genesis {release}, {why}")
 
 
 @pytest.fixture
 def reproducible(genesis: World) -> World:
     """The world with the real scene, where its pictures can be made again from what was stored."""
-    needs_genesis_1_4_5("pictures cannot be reproduced later")
+    needs_genesis("1.0.0", "pictures cannot be reproduced later")
     return genesis
 
 

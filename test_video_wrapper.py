@@ -8,6 +8,7 @@ five frames, unless the test says otherwise. See conftest.py. spec/README.md say
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import gc
 import importlib.util
@@ -337,6 +338,46 @@ class TestArguments:
         assert re.search(rf"\b{name}\b", words), f"the error does not name {name}: {words!r}"
         assert repr(value) in words, f"the error does not give the value {value!r}: {words!r}"
 
+    @pytest.mark.clause("ARG-10")
+    @pytest.mark.parametrize("value", ["./videos", "", None, 3, "my camera"])
+    def test_a_camera_attr_that_is_no_name_is_refused(self, fake: Any, value: Any) -> None:
+        with pytest.raises(ValueError, match="camera_attr"):
+            fake.wrap(camera_attr=value)
+
+    @pytest.mark.clause("ARG-10")
+    @pytest.mark.parametrize("value", [None, "", 3])
+    def test_an_out_dir_that_is_no_folder_name_is_refused(self, fake: Any, value: Any) -> None:
+        with pytest.raises(ValueError, match="out_dir"):
+            fake.wrap(out_dir=value)
+
+    @pytest.mark.clause("ARG-11")
+    @pytest.mark.parametrize("missing", ["step", "dt", "num_envs", "everything", "an instance"])
+    def test_an_env_that_lacks_what_is_needed_is_refused(
+        self, implementation: type, fake: Any, missing: str
+    ) -> None:
+        parts = {"step": lambda self, actions: None, "dt": 0.1, "num_envs": 2}
+        kind = type("Env", (), {k: v for k, v in parts.items() if k != missing})
+        env = {"everything": None, "an instance": kind}.get(missing, kind())
+        with pytest.raises(TypeError, match="env"):
+            implementation(env, out_dir=str(fake.out_dir))
+
+    @pytest.mark.clause("ARG-13")
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("video_length_sec", 1e308), ("fps", 1e-7), ("fps", 1e-320)],
+    )
+    def test_a_number_that_makes_no_length_or_rate_is_refused(
+        self, fake: Any, name: str, value: float
+    ) -> None:
+        env = fake.env(dt=0.01)
+        with pytest.raises(ValueError, match=name):
+            fake.wrap(env, **{name: value})
+
+    @pytest.mark.clause("ARG-13")
+    def test_a_time_step_that_makes_no_rate_is_refused(self, fake: Any) -> None:
+        with pytest.raises(ValueError, match="dt"):
+            fake.wrap(fake.env(dt=1e-10), fps=1e10)
+
 
 class TestBuild:
     @pytest.mark.clause("BLD-1")
@@ -374,6 +415,66 @@ class TestBuild:
         wrapper = world.wrap(env, build=False)
         world.run(wrapper, 8)
         assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("BLD-5")
+    @pytest.mark.parametrize("camera", ["camera", 3, SimpleNamespace(render=None), object()])
+    def test_build_refuses_what_cannot_give_pictures(self, fake: Any, camera: Any) -> None:
+        env = fake.env()
+        env.camera = camera
+        wrapper = fake.wrap(env, build=False)
+        with pytest.raises(Exception, match=r"FakeEnv\.camera") as error:
+            wrapper.build()
+        assert "render" in str(error.value)
+        assert "read" in str(error.value)
+
+    @pytest.mark.clause("BLD-5")
+    def test_a_camera_that_can_only_be_read_records(self, fake: Any) -> None:
+        env = fake.env()
+        pictures = collections.namedtuple("Pictures", "rgb")
+        render = env.camera.render
+        env.camera = SimpleNamespace(
+            read=lambda: pictures(torch.stack([torch.from_numpy(render()[0])] * env.num_envs))
+        )
+        wrapper = fake.wrap(env)
+        fake.run(wrapper, 7)
+        wrapper.close()
+        assert fake.videos()["0.mp4"] == [0, 1, 2, 3, 4]
+
+    @pytest.mark.clause("BLD-6")
+    def test_an_env_may_lack_build_and_close(self, implementation: type, fake: Any) -> None:
+        whole = fake.env()
+        env = SimpleNamespace(
+            dt=whole.dt, num_envs=whole.num_envs, step=whole.step, camera=whole.camera
+        )
+        wrapper = implementation(
+            env, out_dir=str(fake.out_dir), video_length_sec=0.3, fps=10, logging=False
+        )
+        wrapper.build()
+        for _ in range(3):
+            wrapper.step(None)
+        wrapper.close()
+        assert fake.videos() == {"0.mp4": [0, 1, 2]}
+
+    @pytest.mark.clause("BLD-7")
+    def test_building_again_finishes_what_runs_and_ends_the_episode(self, fake: Any) -> None:
+        wrapper = fake.wrap(episode_trigger=lambda e: True, video_length_sec=1)
+        fake.run(wrapper, 3)
+        wrapper.build()
+        assert fake.videos() == {"0.mp4": [0, 1, 2]}
+        fake.run(wrapper, 2)
+        wrapper.close()
+        assert fake.videos() == {"0.mp4": [0, 1, 2], "3.mp4": [3, 4]}
+
+    @pytest.mark.clause("BLD-8")
+    def test_an_env_that_is_built_already_says_that_no_call_is_needed(self, fake: Any) -> None:
+        env = fake.env()
+
+        def build() -> None:
+            raise RuntimeError("Scene is already built.")
+
+        env.build = build
+        with pytest.raises(RuntimeError, match=r"already built.*no call"):
+            fake.wrap(env)
 
 
 def timing(*clauses: str) -> Any:
@@ -942,6 +1043,141 @@ class TestEpisodes:
         for thousands in (2**31, 10**9, 10**15 + 1, 2**64):
             around = range(1000 * thousands - 2, 1000 * thousands + 3)
             assert [n - 1000 * thousands for n in around if trigger(n)] == [0]
+
+    @pytest.mark.clause("EPI-7")
+    @pytest.mark.parametrize(
+        "results",
+        [
+            lambda obs, rewards, ends, cuts, extras: (obs, rewards, ends, extras),
+            lambda obs, rewards, ends, cuts, extras: (obs, rewards, ends, cuts, extras, None),
+            lambda obs, rewards, ends, cuts, extras: {"obs": obs},
+            lambda obs, rewards, ends, cuts, extras: obs,
+        ],
+        ids=["four", "six", "a dict", "observations"],
+    )
+    def test_another_number_of_results_is_refused(self, fake: Any, results: Callable) -> None:
+        env = fake.env()
+        step = env.step
+        env.step = lambda actions: results(*step(actions))
+        wrapper = fake.wrap(env)
+        names = "observations.*rewards.*terminated.*truncated.*extras"
+        with pytest.raises(TypeError, match=names):
+            fake.run(wrapper, 1)
+
+    @pytest.mark.clause("EPI-7")
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            torch.tensor([0.3, 0.0, 0.0]),
+            torch.zeros(4, dtype=torch.bool),
+            np.zeros(5, bool),
+            [False],
+            torch.tensor(False),
+            {"time_out": False},
+        ],
+        ids=["rewards", "too many", "too many in an array", "too few", "no dimension", "a dict"],
+    )
+    @pytest.mark.parametrize("place", [2, 3])
+    def test_what_cannot_be_flags_is_refused(self, fake: Any, flags: Any, place: int) -> None:
+        env = fake.env(watched=2)
+        step = env.step
+
+        def wrong(actions: Any) -> Any:
+            results = list(step(actions))
+            results[place] = flags
+            return tuple(results)
+
+        env.step = wrong
+        wrapper = fake.wrap(env, env_idx=2)
+        with pytest.raises(ValueError, match=["terminated", "truncated"][place - 2]):
+            fake.run(wrapper, 1)
+
+    @pytest.mark.clause("EPI-7")
+    def test_where_nothing_is_counted_results_are_not_looked_at(self, fake: Any) -> None:
+        env = fake.env()
+        step = env.step
+        env.step = lambda actions: step(actions)[:4]
+        wrapper = fake.wrap(env, step_trigger=lambda n: n == 0, record_final_episode=False)
+        fake.run(wrapper, 6)
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("EPI-8")
+    @pytest.mark.parametrize("watched", [0, 2])
+    @pytest.mark.parametrize(
+        "ids",
+        [
+            0,
+            -3,
+            [2],
+            [-1],
+            [0, 1],
+            [],
+            (0, 1),
+            range(2, 3),
+            torch.tensor(2),
+            torch.tensor([0, -1]),
+            torch.tensor([], dtype=torch.int64),
+            torch.tensor([True, False, True]).nonzero(),
+            torch.tensor([False, True, True]).nonzero(as_tuple=True),
+            np.argwhere([False, False, True]),
+            np.where([True, False, False]),
+            np.array([2, 1]),
+            np.array([False, True, True]),
+            torch.tensor([True, False, False]),
+            [False, True, True],
+            [np.True_, np.False_, np.False_],
+            [torch.tensor(False), torch.tensor(False), torch.tensor(True)],
+            slice(1, None),
+            slice(0, 2),
+            ...,
+        ],
+        ids=repr,
+    )
+    def test_a_reset_counts_what_the_ids_select_of_a_tensor(
+        self, fake: Any, ids: Any, watched: int
+    ) -> None:
+        buffer = torch.ones(3)
+        is_plain = isinstance(ids, (tuple, range)) and isinstance(ids[0], int)
+        taken = list(ids) if is_plain else ids  # which envs loop over, and no tensor takes
+        buffer[taken] = 0
+        asked: list[int] = []
+        env = fake.env(watched=watched)
+        env.reset = lambda env_ids=None: (None, {})
+        wrapper = fake.wrap(env, env_idx=watched, episode_trigger=asked.append)
+        fake.run(wrapper, 1)
+        wrapper.reset(ids)
+        fake.run(wrapper, 1)
+        assert asked == ([0, 1] if buffer[watched] == 0 else [0])
+
+    @pytest.mark.clause("EPI-9")
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            bool,
+            np.bool_,
+            np.array,
+            torch.tensor,
+            lambda flag: torch.tensor([[flag]]),
+            lambda flag: float(flag),
+            lambda flag: None if not flag else True,
+        ],
+        ids=["bool", "NumPy bool", "array", "tensor", "(1, 1)", "float", "None or True"],
+    )
+    def test_flags_of_a_single_env_may_have_no_dimension(
+        self, fake: Any, convert: Callable
+    ) -> None:
+        asked: list[int] = []
+        env = fake.env(num_envs=1, terminated_at=(1, 3), truncated_at=(4,))
+        step = env.step
+
+        def single(actions: Any) -> Any:
+            obs, rewards, *flags, extras = step(actions)
+            return obs, rewards, *(convert(bool(flag[0])) for flag in flags), extras
+
+        env.step = single
+        wrapper = fake.wrap(env, episode_trigger=asked.append)
+        fake.run(wrapper, 7)
+        assert asked == [0, 1, 2, 3]
 
 
 class TestRecordings:
@@ -1539,6 +1775,63 @@ ENDINGS = {
     "uncaught exception": "raise RuntimeError('training went wrong')",
     "Ctrl-C": "os.kill(os.getpid(), signal.SIGINT); time.sleep(10)",
 }
+
+
+class TestPictures:
+    @pytest.mark.clause("FILE-18")
+    def test_what_moves_is_sharp_and_leaves_no_trail(self, fake: Any) -> None:
+        pictures = moving_clip(40)
+        env = fake.env(size=(320, 240))
+        shown = iter(pictures)
+        env.camera.render = lambda *_, **__: (next(shown), None, None, None)
+        wrapper = fake.wrap(env, video_length_sec=4, record_final_episode=False)
+        fake.run(wrapper, 40)
+        wrapper.close()
+        luma, trail = sharpness(fake.video("0.mp4").frames, pictures)
+        assert luma >= 40, f"luma of {luma:.1f} dB where something moves; 40 is wanted"
+        assert trail <= 1.4, f"chroma is {trail:.2f} levels off where something was; 1.4 is wanted"
+
+
+def moving_clip(count: int) -> list[np.ndarray]:
+    """A box and thin coloured lines that move over a dark floor with a pattern."""
+    y, x = np.mgrid[:240, :320]
+    floor = 40 + 10 * ((x // 20 + y // 20) % 2) + np.random.default_rng(0).normal(0, 2, x.shape)
+    pictures = []
+    for t in range(count):
+        picture = np.repeat(floor[..., None], 3, axis=2)
+        left, top = 20 + 5 * t, 90 + round(30 * math.sin(0.3 * t))
+        box = (x >= left) & (x < left + 60) & (y >= top) & (y < top + 40)
+        picture[box] = np.stack([200 - x, 120 + y % 8, 60 + x % 16], axis=2)[box]
+        for i, colour in enumerate([(255, 40, 40), (40, 255, 40), (60, 90, 255)]):
+            angle = 0.15 * t + 2.1 * i
+            across = (x - left - 30) * math.sin(angle) - (y - top + 25) * math.cos(angle)
+            along = (x - left - 30) * math.cos(angle) + (y - top + 25) * math.sin(angle)
+            picture[(abs(across) < 1.2) & (along > 0) & (along < 55)] = colour
+        pictures.append(picture.clip(0, 255).astype(np.uint8))
+    return pictures
+
+
+def sharpness(frames: list[np.ndarray], pictures: list[np.ndarray]) -> tuple[float, float]:
+    """PSNR of luma where something moves, and the mean error of chroma where something was."""
+    weights = np.array([[0.2126, 0.7152, 0.0722], [-0.1146, -0.3854, 0.5], [0.5, -0.4542, -0.0458]])
+    seen = np.array(frames, float) @ weights.T
+    wanted = np.array(pictures, float) @ weights.T
+    moves = abs(np.diff(wanted, axis=0)).max(axis=3) > 8
+    moves = np.array([widened(m) for m in moves])
+    luma = ((seen - wanted)[1:, ..., 0][moves] ** 2).mean()
+    was = np.array([moves[max(0, i - 5) : i].any(axis=0) & ~moves[i] for i in range(5, len(moves))])
+    trail = abs((seen - wanted)[6:, ..., 1:][was]).mean()
+    return 10 * math.log10(255**2 / luma), float(trail)
+
+
+def widened(mask: np.ndarray) -> np.ndarray:
+    """The mask and what lies within four pixels of it."""
+    grown = mask.copy()
+    for shift in range(-4, 5):
+        grown |= np.roll(mask, shift, axis=0)
+    for shift in range(-4, 5):
+        grown |= np.roll(grown, shift, axis=1)
+    return grown
 
 
 class TestClose:

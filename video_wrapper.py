@@ -1348,8 +1348,6 @@ def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
         return True
     if isinstance(env_ids, tuple) and hasattr(env_ids[0], "reshape"):
         env_ids = env_ids[0]  # of nonzero(as_tuple=True): the indices of the first dimension
-    if isinstance(env_ids, (list, tuple)):
-        env_ids = [i.item() if hasattr(i, "item") else i for i in env_ids]
     if hasattr(env_ids, "reshape"):
         env_ids = env_ids.reshape(-1)
     library: Any = sys.modules.get("torch", np)
