@@ -701,6 +701,10 @@ class World:
         (actions,) = [actions for wrapped, actions in self._wrapped if wrapped is wrapper]
         return [wrapper.step(actions) for _ in range(steps)]
 
+    def forget(self) -> None:
+        """Holds no wrapper any more."""
+        self._wrapped.clear()
+
     def files(self) -> list[str]:
         """The names of all files in the folder, hidden ones too."""
         return sorted(os.listdir(self.out_dir)) if self.out_dir.is_dir() else []
@@ -952,6 +956,95 @@ def script(suite: Suite, tmp_path: Path, measured_drift: tuple[int, int]) -> Cal
         return result
 
     return run
+
+
+class Job:
+    """A process that runs code as `script` does, while its test looks on and sends signals.
+
+    Attributes:
+        world: Reads its videos.
+        process: Its Python.
+    """
+
+    def __init__(
+        self, path: Path, arguments: tuple[str, ...], world: World, **options: str
+    ) -> None:
+        self.world = world
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        places = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", str(path), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": places, **options},
+            start_new_session=True,
+        )
+
+    @property
+    def output(self) -> str:
+        """What it has said so far, to both of its outputs."""
+        self._output.seek(0)
+        return self._output.read()
+
+    def wait_for(self, words: str) -> None:
+        """Waits until it says this."""
+        wait_until(lambda: words in self.output or self.process.poll() is not None)
+        assert words in self.output, f"it ended without {words!r}: {self.output[-2000:]}"
+
+    def processes(self) -> list[int]:
+        """All of its processes, Python first."""
+        found = [self.process.pid]
+        for pid in found:
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                with contextlib.suppress(OSError):  # which has just ended
+                    found += map(int, children.read_text().split())
+        return found
+
+    def send(self, number: int, *pids: int) -> None:
+        """Sends a signal to these, or else to all, its Python last."""
+        for pid in pids or reversed(self.processes()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def wait(self) -> int:
+        """Waits for its end, and returns the exit status."""
+        wait_until(lambda: self.process.poll() is not None)
+        return self.process.returncode
+
+    def stop(self) -> None:
+        """Leaves none of its processes."""
+        self.send(signal.SIGKILL)
+        self.process.wait()
+        self._output.close()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 100) -> None:
+    """Looks again and again. Raises AssertionError if the time is over."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"what was waited for has not come in {seconds:g} s"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def start(
+    suite: Suite, tmp_path: Path, measured_drift: tuple[int, int]
+) -> Iterator[Callable[..., Job]]:
+    """Starts code, a file of its own, as a `Job`; options are environment variables."""
+    jobs = []
+
+    def run(code: str, **options: str) -> Job:
+        path, folder = tmp_path / f"job{len(jobs)}.py", tmp_path / "videos"
+        path.write_text(SCRIPT + textwrap.dedent(code), encoding="utf-8")
+        given = (suite.implementation_name, suite.env_base_name, *map(str, measured_drift))
+        world = World("fake", folder, suite.implementation, FakeEnv)
+        jobs.append(Job(path, (str(folder), *given), world, **options))
+        return jobs[-1]
+
+    yield run
+    for job in jobs:
+        job.stop()
 
 
 @pytest.fixture
@@ -1296,7 +1389,7 @@ def gist(error: pytest.ExceptionInfo) -> str:
 
 
 # Fixtures of tests that start processes, or take a scene, and so their time.
-SLOW = {"genesis", "new_stage", "python", "real_scene", "reproducible", "script", "turns"}
+SLOW = {"genesis", "new_stage", "python", "real_scene", "reproducible", "script", "start", "turns"}
 
 
 def is_quick(item: pytest.Item) -> bool:
