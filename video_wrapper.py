@@ -644,7 +644,8 @@ class _Recording:
         self.path = encoder.path
         self.is_over = False  # takes no more pictures
         self.remark = ""  # what its user should know
-        self._view = view
+        # Weak, for its thread would keep the env, and a wrapper that the env knows (CLOSE-12).
+        self._view: _View = weakref.proxy(view)
         self._encoder = encoder
         self._replay: _Replay | None = replay
         self._moments: collections.deque[Any] = collections.deque()
