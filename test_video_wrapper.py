@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import collections
 import contextlib
+import copy
 import gc
 import importlib.util
 import inspect
@@ -17,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -187,6 +189,20 @@ class TestApi:
         assert re.fullmatch(r"\d+\.\d+\.\d+", module.__version__)
         assert module.__spec_version__ == spec_version
         assert "SPDX-License-Identifier: MIT" in module.__doc__
+
+    @pytest.mark.clause("API-10")
+    @pytest.mark.parametrize("when", ["before", "in", "after"])
+    @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+    def test_a_copy_is_refused_at_any_time(
+        self, fake: Any, when: str, copied: Callable[[Any], Any]
+    ) -> None:
+        wrapper = fake.wrap()
+        fake.run(wrapper, {"before": 0, "in": 2, "after": 9}[when])
+        with pytest.raises(TypeError, match="copied"):
+            copied(wrapper)
+        fake.run(wrapper, 9)
+        wrapper.close()
+        assert fake.videos()["0.mp4"] == [0, 1, 2, 3, 4]
 
     @pytest.mark.clause("API-9")
     def test_it_is_a_wrapper_of_the_library_whose_envs_it_wraps(

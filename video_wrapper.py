@@ -1349,15 +1349,14 @@ def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
         return True
     if isinstance(env_ids, tuple) and hasattr(env_ids[0], "reshape"):
         env_ids = env_ids[0]  # of nonzero(as_tuple=True): the indices of the first dimension
-    if hasattr(env_ids, "reshape"):
-        env_ids = env_ids.reshape(-1)
+    ids: Any = env_ids.reshape(-1) if hasattr(env_ids, "reshape") else env_ids
     library: Any = sys.modules.get("torch", np)
     marks = library.zeros(num_envs, dtype=bool)
     try:
-        marks[env_ids.cpu() if hasattr(env_ids, "cpu") else env_ids] = True
+        marks[ids.cpu() if hasattr(ids, "cpu") else ids] = True
         return bool(marks[env_idx])
     except (IndexError, TypeError, ValueError, RuntimeError):  # what only its own env takes
-        return hasattr(env_ids, "__contains__") and env_idx in env_ids
+        return hasattr(ids, "__contains__") and env_idx in ids
 
 
 # The self-test. Nothing above needs it: whoever keeps a copy of this file may cut it off here.
