@@ -161,26 +161,34 @@ class TestApi:
         assert not {"genesis", "torch", "genesis_forge"}.intersection(modules)
 
     @pytest.mark.clause("API-7")
-    @pytest.mark.parametrize("end", ["", "# The self-test."], ids=["whole", "cut"])
+    @pytest.mark.parametrize("cut", ["nothing", "self-test", "replay", "both"])
     def test_the_file_works_alone_under_another_name_in_a_package(
-        self, module: Any, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+        self, module: Any, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
     ) -> None:
-        project = "their_short_project" if end else "their_project"
+        project = f"their_project_{cut.replace('-', '_')}"
         package = tmp_path / project / "tools"
         package.mkdir(parents=True)
         source = Path(module.__file__).read_text(encoding="utf-8")
-        if end:
-            source, cut = source.split(end)
-            assert cut.count("class _SelfTestEnv") == cut.count("def _self_test") == 1
+        if cut in ("self-test", "both"):
+            source, rest = source.split("# The self-test.")
+            assert rest.count("class _SelfTestEnv") == rest.count("def _self_test") == 1
             assert "argparse" not in source
+        if cut in ("replay", "both"):
+            head, rest = source.split("# Of a copy, all from here to `_Encoder`")
+            source = head + rest[rest.index("class _Encoder:") :]
+            body = re.compile(r"(    def _find_replay\(.*?\n).*?(?=\n    def )", re.DOTALL)
+            source = body.sub(r"\1        return None\n", source)
+            assert "class _Replay" not in source and "_Replay(" not in source
         (package / "recording.py").write_text(source, encoding="utf-8")
         monkeypatch.syspath_prepend(tmp_path)
-        copy = importlib.import_module(f"{project}.tools.recording")
-        assert copy.__name__ == f"{project}.tools.recording"
-        wrapper = fake.wrap(implementation=copy.VideoWrapper)
+        copied = importlib.import_module(f"{project}.tools.recording")
+        assert copied.__name__ == f"{project}.tools.recording"
+        wrapper = fake.wrap(implementation=copied.VideoWrapper, video_length_sec=0.5)
         fake.run(wrapper, 8)
+        wrapper.start_recording("background")
+        fake.run(wrapper, 3)
         wrapper.close()
-        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4], "8.mp4": [8, 9, 10]}
 
     @pytest.mark.clause("API-8")
     def test_the_module_carries_its_versions_and_licence(

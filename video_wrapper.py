@@ -16,7 +16,8 @@ Its parts, in the order in which data meets them, none of which knows what is an
     _Replay       Genesis' inside: keeps what is drawn, and shows it again
     _Encoder      pictures in, a whole video out, through ffmpeg
 
-A copy can do without the self-test at the end, and without `_Replay`: its lines say where to cut.
+A copy can do without the self-test at the end, and without `_Replay`, if a final episode may be
+rendered as it goes: comments say where to cut.
 Ids in parentheses, such as (TIME-4), are clauses of the specification.
 ``python video_wrapper.py`` tries it all on this machine.
 
@@ -459,7 +460,7 @@ class VideoWrapper(Wrapper):
         scene = getattr(self.unwrapped, "scene", None)
         try:
             if self._replay is None or not self._replay.is_of(scene, camera):
-                self._replay = _Replay(scene, camera)  # a copy without _Replay: return None
+                self._replay = _Replay(scene, camera)
             return self._replay
         except _NotReplayable as reason:
             self._warn_once(reason.remark)
@@ -795,6 +796,9 @@ class _NotReplayable(Exception):
         return f"{what}: {self}. {remedy}" if str(self) else ""
 
 
+# Of a copy, all from here to `_Encoder` may be cut, if `VideoWrapper._find_replay` returns None.
+
+
 class _Moment(NamedTuple):
     """What a picture shows."""
 
@@ -815,8 +819,10 @@ class _Replay:
 
     def __init__(self, scene: Any, camera: Any) -> None:
         gs: Any = sys.modules.get("genesis")
-        if not (gs and isinstance(scene, gs.Scene) and type(camera) is gs.vis.camera.Camera):
-            raise _NotReplayable("")  # nothing is known of what it costs
+        if not (gs and type(camera).__module__.startswith("genesis.")):
+            raise _NotReplayable("")  # what a camera written by hand costs is not known here
+        if not (isinstance(scene, gs.Scene) and type(camera) is gs.vis.camera.Camera):
+            raise _NotReplayable(f"a {type(camera).__name__} cannot show an earlier moment")
         if not scene.is_built or all(camera is not c for c in scene.visualizer.cameras):
             raise _NotReplayable("the camera is none of the env's scene, or that is not built")
         with _missing_names():
@@ -1348,12 +1354,13 @@ def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
     if env_ids is None:
         return True
     if isinstance(env_ids, tuple) and hasattr(env_ids[0], "reshape"):
-        env_ids = env_ids[0]  # of nonzero(as_tuple=True): the indices of the first dimension
-    ids: Any = env_ids.reshape(-1) if hasattr(env_ids, "reshape") else env_ids
+        # Of nonzero(as_tuple=True) and np.where: the indices of the first dimension.
+        return _includes(env_ids[0], env_idx, num_envs)
+    ids: Any = getattr(env_ids, "reshape", lambda _: env_ids)(-1)
     library: Any = sys.modules.get("torch", np)
     marks = library.zeros(num_envs, dtype=bool)
     try:
-        marks[ids.cpu() if hasattr(ids, "cpu") else ids] = True
+        marks[getattr(ids, "cpu", lambda: ids)()] = True
         return bool(marks[env_idx])
     except (IndexError, TypeError, ValueError, RuntimeError):  # what only its own env takes
         return hasattr(ids, "__contains__") and env_idx in ids
