@@ -2081,7 +2081,7 @@ class TestClose:
         assert name[-20:] in left.name
         assert read_when_done(result, left, 100) == list(range(8, 108))
         wrap_until_gone(fake, left)
-        assert fake.files() == [name]
+        assert_kept(fake, name, left, 100)
 
     @needs_proc
     @pytest.mark.clause("CLOSE-9", "FILE-19")
@@ -2097,7 +2097,10 @@ class TestClose:
             assert steps == list(range(8, 8 + len(steps)))
             assert len(steps) >= 40
         fake.wrap()
-        assert fake.files() == [name]
+        if name == "policy.mkv":
+            assert_kept(fake, name, left, len(steps))
+        else:
+            assert fake.files() == [name]
 
     @needs_proc
     @pytest.mark.clause("FILE-19")
@@ -2116,7 +2119,7 @@ class TestClose:
         os.kill(int(result.stdout), signal.SIGCONT)
         assert read_when_done(result, left, 100) == list(range(8, 108))
         wrap_until_gone(fake, left)
-        assert fake.files() == ["policy.mp4"]
+        assert_kept(fake, "policy.mp4", left, 100)
 
     @pytest.mark.clause("CLOSE-10")
     def test_after_close_nothing_keeps_the_wrapper(self, fake: Any, implementation: type) -> None:
@@ -2170,6 +2173,16 @@ def wrap_until_gone(fake: Any, path: Path) -> None:
     while path.exists() and time.monotonic() < until:
         fake.wrap()
         time.sleep(0.05)
+
+
+def assert_kept(fake: Any, name: str, left: Path, count: int) -> None:
+    """What was `left`, beginning with step 8, has a name of its own beside the video `name`."""
+    (kept,) = [file for file in fake.files() if file != name]
+    stem, suffix = os.path.splitext(name)
+    assert re.fullmatch(r".*-[0-9a-f]{8}\.\w+", kept)
+    assert kept.endswith(f"-{left.name[1:9]}{suffix}")
+    assert stem[-20:] in kept
+    assert fake.video(kept).steps == list(range(8, 8 + count))
 
 
 def kill_encoders() -> None:
