@@ -199,6 +199,12 @@ FREE = [
 ]  # fmt: skip
 
 
+# The clauses that the second implementation does not meet: COST-4 for the reason it gives, and those
+# that came with 1.1.0, which it does not implement yet.
+UNMET = {"COST-4", "API-10", "ARG-10", "ARG-11", "ARG-13", "BLD-5", "BLD-6", "BLD-7", "BLD-8"}
+UNMET |= {"EPI-7", "EPI-8", "EPI-9", "FILE-18"}
+
+
 class TestControl:
     @pytest.mark.parametrize(("what", "old", "new"), FREE, ids=[what for what, *_ in FREE])
     def test_what_the_spec_leaves_open_is_nobodys_fault(
@@ -208,12 +214,12 @@ class TestControl:
         clauses = "--clauses=ARG,REC-6,REC-7,BLD,FILE-3,FILE-4,FILE-7,FILE-11,FAIL,LOG"
         run = judge(mistakes.changed(free), clauses, plain="")
         failed = {i: run.why[i] for i, result in run.results.items() if result == "fail"}
-        assert not failed, failed
+        assert set(failed) <= UNMET, failed
 
     def test_the_second_implementation_meets_what_it_tries_to(self, judge: Any) -> None:
         run = judge("")
         failed = {i: run.why[i] for i, result in run.results.items() if result == "fail"}
-        assert set(failed) <= {"COST-4"}, failed
+        assert set(failed) == UNMET, failed
 
     @pytest.mark.parametrize("words", ["env 0 is watched on a device", "removed, then renamed"])
     def test_a_mistake_is_caught(self, words: str) -> None:
