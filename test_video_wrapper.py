@@ -1815,6 +1815,29 @@ class TestPictures:
         assert luma >= 40, f"luma of {luma:.1f} dB where something moves; 40 is wanted"
         assert trail <= 1.4, f"chroma is {trail:.2f} levels off where something was; 1.4 is wanted"
 
+    @pytest.mark.clause("FILE-3", "FILE-5", "TIME-6")
+    def test_the_encoder_makes_a_video_of_pictures_alone(
+        self, fake: Any, implementation: type, module: Any
+    ) -> None:
+        if not hasattr(module, "_Encoder"):
+            pytest.skip("this implementation has no such part")
+        fake.out_dir.mkdir()
+        pictures = moving_clip(7)
+        encoder = module._Encoder(str(fake.out_dir / "alone.mp4"), Fraction(50, 3))
+        encoder.encode(memoryview(picture) for picture in pictures)
+        video = fake.video("alone.mp4")
+        assert (video.count, encoder.frames, video.rate) == (7, 7, Fraction(50, 3))
+        assert all(psnr(a, b) > 35 for a, b in zip(video.frames, pictures))
+
+        def fail() -> Iterator[memoryview]:
+            yield memoryview(pictures[0])
+            raise RuntimeError("camera")
+
+        with pytest.raises(RuntimeError, match="camera"):
+            module._Encoder(str(fake.out_dir / "failed.mp4"), Fraction(50)).encode(fail())
+        module._Encoder(str(fake.out_dir / "none.mp4"), Fraction(50)).encode([])
+        assert fake.files() == ["alone.mp4"]
+
 
 def moving_clip(count: int) -> list[np.ndarray]:
     """A box and thin coloured lines that move over a dark floor with a pattern."""
