@@ -1237,6 +1237,20 @@ def _is_whole(path: str) -> bool:
     return position == size and re.search(b"moov.*mdat", kinds) is not None
 
 
+def _has_frame(path: str) -> bool:
+    """Whether an .mkv without an end has its first frame, and so can be played."""
+    with open(path, "rb") as file:
+        head = file.read(2**16)
+    # Matroska's Cluster, in it Timestamp and SimpleBlock, and the latter's length: as many bytes
+    # as its first has leading zeros, and one more.
+    block = re.search(rb"\x1fC\xb6u.{1,24}?\xe7\x81.\xa3(.{8})", head, re.DOTALL)
+    if not block:
+        return False
+    count = 9 - block[1][0].bit_length()
+    length = int.from_bytes(block[1][:count], "big") & (1 << 7 * count) - 1
+    return block.start(1) + count + length <= os.path.getsize(path)
+
+
 def _rescue_leftovers(folder: str) -> list[str]:
     """Removes what recordings of dead processes left, but for what can be played (FILE-19).
 
@@ -1248,7 +1262,7 @@ def _rescue_leftovers(folder: str) -> list[str]:
     for path in glob.glob(os.path.join(glob.escape(folder), names)) if fcntl else ():
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an encoder at work has locked it
-            if _is_whole(path) or b"\x1fC\xb6u" in file.read(2**16):  # or a cluster of an .mkv
+            if _is_whole(path) or _has_frame(path):
                 mark, name = os.path.basename(path)[1:9], os.path.basename(path)[10:-5]
                 stem, suffix = os.path.splitext(name)
                 os.rename(path, os.path.join(folder, f"{stem}-{mark}{suffix}"))
