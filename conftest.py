@@ -934,7 +934,9 @@ def python() -> Callable[..., Any]:
 def measured_drift(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
     """`Shown.drift`, for the tests to come."""
     env, folder = env_class(FakeEnv, suite.env_base), tmp_path_factory.mktemp("drift")
-    Shown.drift = drift(World("fake", folder, suite.implementation, env))
+    # A class that hangs, or takes no step_trigger: the tests tell.
+    with contextlib.suppress(pytest.fail.Exception, pytest.skip.Exception):
+        Shown.drift = drift(World("fake", folder, suite.implementation, env))
     return Shown.drift
 
 
@@ -1073,16 +1075,20 @@ def genesis(suite: Suite, real_scene: Any, tmp_path: Path) -> Iterator[World]:
     world.close()
 
 
-def needs_genesis_1_4_5(why: str) -> None:
+def needs_genesis(release: str, why: str) -> None:
     """Skips the test that runs, if Genesis is older."""
-    if tuple(map(int, installed("genesis-world").split(".")[:3])) < (1, 4, 5):
-        pytest.skip(f"before Genesis 1.4.5, {why}")
+
+    def numbers(version: str) -> list[int]:
+        return [int(number) for number in version.split(".")[:3]]
+
+    if numbers(installed("genesis-world")) < numbers(release):
+        pytest.skip(f"before Genesis {release}, {why}")
 
 
 @pytest.fixture
 def reproducible(genesis: World) -> World:
     """The world with the real scene, where its pictures can be made again from what was stored."""
-    needs_genesis_1_4_5("pictures cannot be reproduced later")
+    needs_genesis("1.0.0", "pictures cannot be reproduced later")
     return genesis
 
 
@@ -1184,15 +1190,17 @@ class Suite:
                 continue
             ids = [i for marker in item.iter_markers("clause") for i in marker.args]
             faults += [f"{item.nodeid} names {i}, no clause" for i in ids if i not in self.clauses]
-            if not ids:
+            if not ids and not item.get_closest_marker("of_suite"):
                 faults.append(f"{item.nodeid} names no clause")
             item.extra_keyword_matches.update(ids)  # for -k
             if is_quick(item):
                 item.add_marker("quick")
             for clause in self._named(item):
                 clause.tests += 1
-            if not any(map(self._binds, self._named(item))):
+            if ids and not any(map(self._binds, self._named(item))):
                 item.add_marker(pytest.mark.skip(reason="not applicable to this implementation"))
+            if not ids and self.implementation_name != DEFAULT_IMPLEMENTATION:
+                item.add_marker(pytest.mark.skip(reason="judges the suite"))
         # The conformance tests first, and then those that take their time.
         items.sort(key=lambda item: item.path.parent == ROOT / "spec")
         files = {*ROOT.glob("test_*.py"), *(ROOT / "spec").glob("test_*.py")}
@@ -1234,7 +1242,7 @@ class Suite:
             if not excuse and judged and all(c.level == SHOULD for c in clauses):
                 excuse = SHOULD
         for clause in clauses:
-            if report.failed and report.when == "call":
+            if report.failed and report.when != "setup":  # or as its wrappers are closed
                 clause.failures.append((f"{sentence(item)}: {gist(call.excinfo)}", excuse))
             elif report.failed:  # a fixture's fault, and not the implementation's
                 clause.skips.append(gist(call.excinfo))
@@ -1415,6 +1423,12 @@ class TimeLimit:
             signal.signal(signal.SIGALRM, before)
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
+        """Its fixtures, one of which makes a recording."""
+        with self._limit(item):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         """The test itself."""
         with self._limit(item):
@@ -1462,6 +1476,7 @@ def pytest_configure(config: pytest.Config) -> None:
         words = "the report by clause needs all tests in one process: run them without -n"
         raise pytest.UsageError(words)
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/README.md that it tests")
+    config.addinivalue_line("markers", "of_suite: judges the suite, and no implementation")
     config.addinivalue_line("markers", "quick: on a fake env, without processes; set by itself")
     if hasattr(signal, "setitimer"):  # not on Windows
         config.pluginmanager.register(TimeLimit(config))

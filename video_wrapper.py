@@ -16,7 +16,8 @@ Its parts, in the order in which data meets them, none of which knows what is an
     _Replay       Genesis' inside: keeps what is drawn, and shows it again
     _Encoder      pictures in, a whole video out, through ffmpeg
 
-A copy can do without the self-test at the end, and without `_Replay`: its lines say where to cut.
+A copy can do without the self-test at the end, and without `_Replay`, if a final episode may be
+rendered as it goes: comments say where to cut.
 Ids in parentheses, such as (TIME-4), are clauses of the specification.
 ``python video_wrapper.py`` tries it all on this machine.
 
@@ -459,7 +460,7 @@ class VideoWrapper(Wrapper):
         scene = getattr(self.unwrapped, "scene", None)
         try:
             if self._replay is None or not self._replay.is_of(scene, camera):
-                self._replay = _Replay(scene, camera)  # a copy without _Replay: return None
+                self._replay = _Replay(scene, camera)
             return self._replay
         except _NotReplayable as reason:
             self._warn_once(reason.remark)
@@ -795,6 +796,9 @@ class _NotReplayable(Exception):
         return f"{what}: {self}. {remedy}" if str(self) else ""
 
 
+# Of a copy, all from here to `_Encoder` may be cut, if `VideoWrapper._find_replay` returns None.
+
+
 class _Moment(NamedTuple):
     """What a picture shows."""
 
@@ -815,8 +819,10 @@ class _Replay:
 
     def __init__(self, scene: Any, camera: Any) -> None:
         gs: Any = sys.modules.get("genesis")
-        if not (gs and isinstance(scene, gs.Scene) and type(camera) is gs.vis.camera.Camera):
-            raise _NotReplayable("")  # nothing is known of what it costs
+        if not (gs and type(camera).__module__.startswith("genesis.")):
+            raise _NotReplayable("")  # what a camera written by hand costs is not known here
+        if not (isinstance(scene, gs.Scene) and type(camera) is gs.vis.camera.Camera):
+            raise _NotReplayable(f"a {type(camera).__name__} cannot show an earlier moment")
         if not scene.is_built or all(camera is not c for c in scene.visualizer.cameras):
             raise _NotReplayable("the camera is none of the env's scene, or that is not built")
         with _missing_names():
@@ -1231,6 +1237,20 @@ def _is_whole(path: str) -> bool:
     return position == size and re.search(b"moov.*mdat", kinds) is not None
 
 
+def _has_frame(path: str) -> bool:
+    """Whether an .mkv without an end has its first frame, and so can be played."""
+    with open(path, "rb") as file:
+        head = file.read(2**16)
+    # Matroska's Cluster, in it Timestamp and SimpleBlock, and the latter's length: as many bytes
+    # as its first has leading zeros, and one more.
+    block = re.search(rb"\x1fC\xb6u.{1,24}?\xe7\x81.\xa3(.{8})", head, re.DOTALL)
+    if not block:
+        return False
+    count = 9 - block[1][0].bit_length()
+    length = int.from_bytes(block[1][:count], "big") & (1 << 7 * count) - 1
+    return block.start(1) + count + length <= os.path.getsize(path)
+
+
 def _rescue_leftovers(folder: str) -> list[str]:
     """Removes what recordings of dead processes left, but for what can be played (FILE-19).
 
@@ -1242,7 +1262,7 @@ def _rescue_leftovers(folder: str) -> list[str]:
     for path in glob.glob(os.path.join(glob.escape(folder), names)) if fcntl else ():
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an encoder at work has locked it
-            if _is_whole(path) or b"\x1fC\xb6u" in file.read(2**16):  # or a cluster of an .mkv
+            if _is_whole(path) or _has_frame(path):
                 mark, name = os.path.basename(path)[1:9], os.path.basename(path)[10:-5]
                 stem, suffix = os.path.splitext(name)
                 os.rename(path, os.path.join(folder, f"{stem}-{mark}{suffix}"))
@@ -1348,18 +1368,16 @@ def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
     if env_ids is None:
         return True
     if isinstance(env_ids, tuple) and hasattr(env_ids[0], "reshape"):
-        env_ids = env_ids[0]  # of nonzero(as_tuple=True): the indices of the first dimension
-    if isinstance(env_ids, (list, tuple)):
-        env_ids = [i.item() if hasattr(i, "item") else i for i in env_ids]
-    if hasattr(env_ids, "reshape"):
-        env_ids = env_ids.reshape(-1)
+        # Of nonzero(as_tuple=True) and np.where: the indices of the first dimension.
+        return _includes(env_ids[0], env_idx, num_envs)
+    ids: Any = getattr(env_ids, "reshape", lambda _: env_ids)(-1)
     library: Any = sys.modules.get("torch", np)
     marks = library.zeros(num_envs, dtype=bool)
     try:
-        marks[env_ids.cpu() if hasattr(env_ids, "cpu") else env_ids] = True
+        marks[getattr(ids, "cpu", lambda: ids)()] = True
         return bool(marks[env_idx])
     except (IndexError, TypeError, ValueError, RuntimeError):  # what only its own env takes
-        return hasattr(env_ids, "__contains__") and env_idx in env_ids
+        return hasattr(ids, "__contains__") and env_idx in ids
 
 
 # The self-test. Nothing above needs it: whoever keeps a copy of this file may cut it off here.

@@ -4,7 +4,8 @@ It is the suite's control: a test that it fails, though it keeps to a clause's w
 clause says. It has no thread, and no process while it records: pictures are compressed into an unnamed
 temporary file, of which ffmpeg makes the video when it is saved. So a final episode is rendered as it
 goes (FIN-6 is not met), a step that saves waits for all of the encoding (COST-5, COST-6), and flags are
-read anew at each step (COST-4). What binds the first one only, it does not try.
+read anew at each step (COST-4). It implements version 1.0.0: what 1.1.0 asks for besides, spec/test_suite.py
+lists as unmet. What binds the first one only, it does not try.
 """
 # The documented annotations are kept to the letter:
 # ruff: noqa: RUF013, UP006, UP035

@@ -104,6 +104,9 @@ class Stage:
         self.on_step(self)
         return None, None, *torch.zeros((2, self.num_envs), dtype=torch.bool), {}
 
+    def reset(self, env_ids: Any = None) -> Any:
+        return None, {}
+
     def close(self) -> None:
         pass
 
@@ -201,8 +204,6 @@ STAGES: dict[str, dict[str, Any]] = {
     "debug drawings": {"on_step": draw_sphere, "camera": {"debug": True}},
     "debug drawings in mid-recording": {"on_step": draw_sphere_late, "camera": {"debug": True}},
 }
-# Which cannot be rendered later, or not all of it.
-DRAWN = ("debug drawings", "debug drawings in mid-recording")
 
 
 def wrap_stage(world: Any, stage: Stage, **keywords: Any) -> Any:

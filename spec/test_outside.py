@@ -123,7 +123,7 @@ class TestSelfTest:
         (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
         result = python(module.__file__, "--out-dir", str(tmp_path), PYTHONPATH=str(tmp_path))
         assert result.returncode not in (0, None)
-        assert result.stdout == ""
+        assert len(result.stdout.splitlines()) <= 1  # what it is about to do
         (line,) = result.stderr.splitlines()
         assert "pip install" in line
 
@@ -137,7 +137,7 @@ class TestSelfTest:
             ),
             (  # such as 0.2.1 with today's libraries
                 "__version__, cpu = '0.2.1', None\ndef init(**_): 1 / 0",
-                r"Genesis 0\.3\.14 to 1\.4\.5 is supported, and 0\.2\.1 is loaded",
+                r"Genesis is 0\.2\.1\.",
             ),
         ],
         ids=["OpenGL", "another Genesis"],
@@ -150,7 +150,6 @@ class TestSelfTest:
         assert result.returncode not in (0, None)
         (line,) = result.stderr.splitlines()
         assert re.search(words, line)
-        assert ("is loaded" in line) == ("__version__" in genesis_py)
 
 
 # What the README's examples are given, each on its own: an env with episodes of 50 steps.
@@ -159,17 +158,20 @@ import torch
 from conftest import FakeEnv
 from video_wrapper import VideoWrapper
 def MyEnv():
-    return FakeEnv(dt=0.02, terminated_at=range(49, 10000, 50))
+    env = FakeEnv(dt=0.02, terminated_at=range(49, 10000, 50))
+    env.side = env.camera
+    return env
 def policy(observations):
     return torch.zeros(3, 2)
 """
 # The frames of the videos that they leave, by the heading they stand under.
 README_LEAVES = {
-    "Use it": {"videos/0.mp4": 400, "videos/1500.mp4": 400, "videos/2950.mp4": 50},
-    "Videos in TensorBoard or Weights & Biases": {"videos/0.mp4": 100, "videos/200.mp4": 40},
-    "One folder for each process of torchrun": {
-        "videos/rank0/0.mp4": 100,
-        "videos/rank1/0.mp4": 100,
+    "Use it": {"videos/0.mp4": 25, "videos/50.mp4": 25, "videos/100.mp4": 25},
+    "Videos in TensorBoard and Weights & Biases": {"videos/0.mp4": 100, "videos/200.mp4": 40},
+    "One folder for each process of torchrun, two cameras, by hand": {
+        f"videos/rank{rank}/{name}.mp4": count
+        for rank in (0, 1)
+        for name, count in (("front/0", 100), ("side/20", 30), ("side/50", 50))
     },
     "One video of one episode, to evaluate a policy": {"videos/policy.mp4": 50},
 }
@@ -186,30 +188,38 @@ class TestReadme:
         self, module: Any, python: Any, tmp_path: Path, read_video: Any, heading: str
     ) -> None:
         code = readme_examples()[heading]
-        if "tensorboard" in code:
-            pytest.importorskip("tensorboard")
+        for package in ("tensorboard", "wandb"):
+            if package in code:
+                pytest.importorskip(package)
         script = tmp_path / "example.py"
-        script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{README_GIVES}{code}")
+        given = "" if "class Go2Env" in code else README_GIVES
+        script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{given}{code}")
+        # What an earlier run has left is not logged again.
+        (tmp_path / "videos").mkdir()
+        (tmp_path / "videos" / "earlier.mp4").write_bytes(b"no video")
+        offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
         if "torchrun" in heading:
-            result = python(torchrun(2, str(script)))
+            result = python(torchrun(2, str(script)), **offline)
         else:
-            result = python(str(script))
+            result = python(str(script), **offline)
         assert result.returncode == 0, result.stderr
+        (tmp_path / "videos" / "earlier.mp4").unlink()
         videos = {
             path.relative_to(tmp_path).as_posix(): read_video(path).count
-            for path in tmp_path.rglob("*.mp4")
+            for path in tmp_path.glob("videos/**/*.mp4")
         }
         assert videos == README_LEAVES[heading]
         if "tensorboard" in code:
-            assert logged_images(tmp_path / "runs") == {
-                "videos/0": b"GIF89a",
-                "videos/200": b"GIF89a",
-            }
+            # The first video comes within iteration 4, and the last episode after the tenth.
+            assert logged_images(tmp_path / "runs") == {"video": [(4, b"GIF89a"), (10, b"GIF89a")]}
+            uploads = {path.resolve() for path in tmp_path.glob("wandb/*/files/media/videos/*")}
+            assert len(uploads) == 2
 
 
 def readme_examples() -> dict[str, str]:
     """Heading: the Python code that stands under it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = (ROOT / "README.md", ROOT / "spec" / "recipes.md")
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
     sections = re.split(r"^##+ (.*)\n", text, flags=re.MULTILINE)[1:]
     blocks = {
         heading: "".join(re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
@@ -218,10 +228,13 @@ def readme_examples() -> dict[str, str]:
     return {heading: code for heading, code in blocks.items() if code}
 
 
-def logged_images(folder: Path) -> dict[str, bytes]:
-    """Tag: the first bytes of the image, as TensorBoard reads them."""
+def logged_images(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Tag: step and first bytes of each image, as TensorBoard reads them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    return {tag: events.Images(tag)[0].encoded_image_string[:6] for tag in events.Tags()["images"]}
+    return {
+        tag: [(image.step, image.encoded_image_string[:6]) for image in events.Images(tag)]
+        for tag in events.Tags()["images"]
+    }

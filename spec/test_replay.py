@@ -300,10 +300,10 @@ def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -
     replay = _Replay(stage.scene, stage.camera)
     moments = play(stage, case, replay.keep)
     pictures = [np.array(replay.show(moment)[0]) for moment in moments]
-    differences = [
-        int(np.abs(a.astype(int) - b).max()) for a, b in zip(pictures, wanted, strict=True)
-    ]
-    assert not any(differences), differences
+    differences = [float((a != b).mean()) for a, b in zip(pictures, wanted, strict=True)]
+    # Before 1.3.3, two eager cameras too draw what is seen through a little differently.
+    is_seen_through = "drawing" in name and RELEASE < (1, 3, 3)
+    assert max(differences) <= 0.01 * is_seen_through, differences
     assert any((a != wanted[0]).any() for a in wanted)
     for _ in range(3):
         stage.step()

@@ -1,0 +1,231 @@
+"""The suite's own tests: what it reports of small classes, right and wrong, on a few of its tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conftest import ROOT
+from spec import mistakes
+
+pytestmark = pytest.mark.of_suite
+
+# The second implementation, changed in a line or two.
+PLAIN = "from spec.second_implementation import *\nfrom spec.second_implementation import VideoWrapper\n"
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Any:
+    """Runs the suite on a class that is written for it, with options. Returns what it reports."""
+
+    def run(
+        code: str, *options: str, target: str = "judged:VideoWrapper", plain: str = PLAIN
+    ) -> Any:
+        (tmp_path / "judged.py").write_text(plain + code)
+        report = tmp_path / "report.json"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=no", "-rfEsx"]
+        command += [f"--implementation={target}", f"--conformance-report={report}"]
+        command += ["-m", "quick", f"--rootdir={ROOT}", *options, str(ROOT)]
+        path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        result = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        written = json.loads(report.read_text()) if report.exists() else {"clauses": []}
+        return SimpleNamespace(
+            code=result.returncode,
+            text=result.stdout + result.stderr,
+            totals=written.get("totals", ""),
+            results={row["id"]: row["result"] for row in written["clauses"]},
+            why={row["id"]: row["why"] for row in written["clauses"]},
+        )
+
+    return run
+
+
+class TestReport:
+    def test_a_right_class_meets_the_clauses_that_the_run_selects(self, judge: Any) -> None:
+        run = judge("", "--clauses=DEL-2,TIME-4")
+        assert run.code == 0, run.text
+        assert run.totals.startswith("documented: 1/1 clauses, resolved: 1/1"), run.totals
+        assert {i for i, result in run.results.items() if result == "pass"} == {"DEL-2", "TIME-4"}
+
+    def test_a_wrong_class_fails_its_clause_in_words(self, judge: Any) -> None:
+        code = "VideoWrapper.get_observations = lambda self: None"
+        run = judge(code, "--clauses=DEL-2,DEL-3")
+        assert run.code == 1, run.text
+        assert (run.results["DEL-2"], run.results["DEL-3"]) == ("pass", "fail")
+        assert run.why["DEL-3"].startswith("reset and get observations pass through: ")
+        assert "documented: 1/2 clauses" in run.totals
+
+    def test_a_should_that_is_not_met_fails_no_run(self, judge: Any) -> None:
+        run = judge("", "--clauses=COST-4")
+        assert run.code == 0, run.text
+        assert run.results["COST-4"] == "fail"
+
+    def test_an_expected_failure_passes_and_one_that_does_not_come_is_told(
+        self, judge: Any, tmp_path: Path
+    ) -> None:
+        (tmp_path / "expected").write_text("DEL-3 not yet\n")
+        option = f"--expected-failures={tmp_path / 'expected'}"
+        code = "VideoWrapper.get_observations = lambda self: None"
+        run = judge(code, "--clauses=DEL", option)
+        assert run.code == 0, run.text
+        assert run.results["DEL-3"] == "expected"
+        (tmp_path / "expected").write_text("DEL-0 not yet\n")
+        run = judge("", "--clauses=DEL", option)
+        assert run.code == 4
+        assert "there is no clause DEL-0" in run.text
+
+    def test_a_class_without_an_argument_is_skipped_where_it_is_needed(self, judge: Any) -> None:
+        code = """
+class Short(VideoWrapper):
+    def __init__(self, env, camera_attr="camera", video_length_sec=8, episode_trigger=None,
+                 out_dir="./videos", fps=60, env_idx=0, filename=None):
+        super().__init__(env, camera_attr, video_length_sec, episode_trigger, None, out_dir, fps,
+                         env_idx, filename, False, False)
+VideoWrapper = Short
+"""
+        run = judge(code, "--clauses=API-1,TRIG,DEL-2")
+        assert run.results["API-1"] == "fail"
+        assert run.results["TRIG-4"] == "pass", run.text
+        assert run.results["TRIG-2"] == "not run"
+        assert "it takes no step_trigger, which is API-1's" in run.text
+        assert "TypeError" not in run.text
+
+    def test_a_class_that_is_a_frame_late_fails_time_4_alone(self, judge: Any) -> None:
+        late = [m for m in mistakes.MISTAKES if m.words == "one frame more"]
+        clauses = "--clauses=TIME-4,REC-1,REC-3,TRIG-2,CLOSE-1,FILE-2"
+        run = judge(mistakes.changed(late[0]), clauses, plain="")
+        failed = [i for i, result in run.results.items() if result == "fail"]
+        assert failed == ["TIME-4"], run.text
+
+    def test_what_binds_the_module_alone_is_one_line(self, judge: Any) -> None:
+        run = judge("", "--clauses=API")
+        lines = [line for line in run.text.splitlines() if "not applicable" in line]
+        assert len([line for line in lines if "SKIP" not in line]) == 1, run.text
+
+
+class TestRuns:
+    def test_a_class_that_hangs_fails_and_the_others_are_run(self, judge: Any) -> None:
+        code = """
+import time
+VideoWrapper.get_observations = lambda self: time.sleep(1000)
+"""
+        run = judge(code, "--clauses=DEL", "--time-limit=3")
+        assert run.results["DEL-3"] == "fail"
+        assert "it has not ended after 3 s" in run.why["DEL-3"]
+        assert run.results["DEL-4"] == "pass"
+
+    def test_a_class_that_hangs_where_it_is_closed_ends_too(self, judge: Any) -> None:
+        run = judge(
+            "import time\nVideoWrapper.close = lambda self: time.sleep(1000)\n",
+            "--clauses=DEL-2",
+            "--time-limit=3",
+        )
+        assert "it has not ended after 3 s" in run.why["DEL-2"]
+        assert run.code == 1
+
+    @pytest.mark.parametrize("option", ["--clauses=TIME-4", "-k TIME-4"])
+    def test_tests_are_selected_by_clause(self, judge: Any, option: str) -> None:
+        run = judge("", *option.split(), "--collect-only", "-q")
+        files = {line.partition("::")[2] for line in run.text.splitlines() if "::" in line}
+        assert len(files) > 20
+        assert all("TestTime" in name for name in files), files
+
+    def test_an_exact_clause_is_not_its_namesakes(self, judge: Any) -> None:
+        run = judge("", "--clauses=FILE-1", "--collect-only", "-q")
+        names = [line for line in run.text.splitlines() if "::" in line]
+        assert names
+        assert all("test_names" in name for name in names), names
+
+    def test_two_processes_are_refused_in_a_sentence(self, judge: Any) -> None:
+        pytest.importorskip("xdist")
+        run = judge("", "-n", "2")
+        assert run.code == 4
+        assert "run them without -n" in run.text
+
+    def test_a_clause_that_is_not_there_is_refused(self, judge: Any) -> None:
+        run = judge("", "--clauses=TIME-99")
+        assert run.code == 4
+        assert "there is no clause TIME-99" in run.text
+
+
+class TestImplementationOption:
+    @pytest.mark.parametrize(
+        ("code", "target", "words"),
+        [
+            ("", "judged", "names no class: write package.module:Class"),
+            ("", "judged:Missing", "has no attribute 'Missing'"),
+            ("", "judged:MISSING", "has no attribute 'MISSING'"),
+            ("1 / 0\n", "judged:VideoWrapper", r"division by zero \(line 3 of .*judged\.py\)"),
+            ("def (\n", "judged:VideoWrapper", r"SyntaxError.* \(line 3 of .*judged\.py\)"),
+            ("number = 5\n", "judged:number", "is no class"),
+        ],
+    )
+    def test_what_cannot_be_judged_is_told_in_a_line(
+        self, judge: Any, code: str, target: str, words: str
+    ) -> None:
+        run = judge(code, target=target)
+        assert run.code == 4, run.text
+        assert re.search(words, run.text), run.text
+        assert "Traceback" not in run.text
+
+
+# What the spec leaves open: none of these may make a test fail.
+FREE = [
+    ("messages", '{value!r} is not what {name} can be"', '{name}? Not {value!r}"'),
+    ("the category", "UserWarning, stacklevel", "FutureWarning, stacklevel"),
+    ("words of a warning", "is lost from step", "could not be made, of step"),
+    ("names of temporary files", 'prefix="making-"', 'prefix="0.mp4.tmp"'),
+    ("hidden temporary files", 'prefix="making-"', 'prefix=".making-"'),
+    ("padding at the right and bottom", "{odd[1]}:{odd[0]}", "0:0"),
+    ("another order in the line", "f\"{float(self.rate):.4g} fps, {seconds:.4g} s, {count} frames: {path}{note}\"", "f\"{path}{note} ({count} frames at {float(self.rate):.3f}/s, {seconds:.2f} s)\""),
+    ("another encoder setting", "-preset ultrafast -crf 10", "-preset veryfast -crf 12"),
+    ("another base of the error", "raise LookupError(", "raise RuntimeError("),
+]  # fmt: skip
+
+
+# The clauses that the second implementation does not meet: COST-4 for the reason it gives, and those
+# that came with 1.1.0, which it does not implement yet.
+UNMET = {"COST-4", "API-10", "ARG-10", "ARG-11", "ARG-13", "BLD-5", "BLD-6", "BLD-7", "BLD-8"}
+UNMET |= {"EPI-7", "EPI-8", "EPI-9", "FILE-18"}
+
+
+class TestControl:
+    @pytest.mark.parametrize(("what", "old", "new"), FREE, ids=[what for what, *_ in FREE])
+    def test_what_the_spec_leaves_open_is_nobodys_fault(
+        self, judge: Any, what: str, old: str, new: str
+    ) -> None:
+        free = mistakes.mistake("", what, old, new)
+        clauses = "--clauses=ARG,REC-6,REC-7,BLD,FILE-3,FILE-4,FILE-7,FILE-11,FAIL,LOG"
+        run = judge(mistakes.changed(free), clauses, plain="")
+        failed = {i: run.why[i] for i, result in run.results.items() if result == "fail"}
+        assert set(failed) <= UNMET, failed
+
+    def test_the_second_implementation_meets_what_it_tries_to(self, judge: Any) -> None:
+        run = judge("")
+        failed = {i: run.why[i] for i, result in run.results.items() if result == "fail"}
+        assert set(failed) == UNMET, failed
+
+    @pytest.mark.parametrize("words", ["env 0 is watched on a device", "removed, then renamed"])
+    def test_a_mistake_is_caught(self, words: str) -> None:
+        (chosen,) = [m for m in mistakes.MISTAKES if m.words == words]
+        assert mistakes.caught_by(chosen, frozenset())
+
+    def test_every_mistake_can_be_made(self) -> None:
+        for each in mistakes.MISTAKES:
+            compile(mistakes.changed(each), each.words, "exec")
