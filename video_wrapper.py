@@ -1220,25 +1220,28 @@ def _ffmpeg() -> str:
 
 
 def _is_whole(path: str) -> bool:
-    """Whether ffmpeg has completed the file. Its exit code is lost where SIGCHLD is ignored."""
+    """Whether ffmpeg has completed the file, and a frame is in it.
+
+    Its exit code would not tell: it is lost where SIGCHLD is ignored.
+    """
     size, position, kinds = os.path.getsize(path), 0, b""
     with open(path, "rb") as file:
         head = file.read(64)
         if segment := re.match(rb"\x1aE\xdf\xa3.*?\x18S\x80g\x01(.{7})", head, re.DOTALL):
             # Matroska's length, which is all ones until the end.
-            return segment.end() + int.from_bytes(segment[1], "big") == size
+            return segment.end() + int.from_bytes(segment[1], "big") == size and _has_frame(path)
         while position < size:
             file.seek(position)
             box = file.read(16)
             length = int.from_bytes(box[:4], "big")
             position += max(int.from_bytes(box[8:], "big") if length == 1 else length, 8)
-            kinds += box[4:8]
+            kinds += box[4:8] if length != 8 else b""  # an mdat of no frame is empty
     # The last that +faststart does is to put the index, moov, at the front.
     return position == size and re.search(b"moov.*mdat", kinds) is not None
 
 
 def _has_frame(path: str) -> bool:
-    """Whether an .mkv without an end has its first frame, and so can be played."""
+    """Whether an .mkv, if without an end, has its first frame, and so can be played."""
     with open(path, "rb") as file:
         head = file.read(2**16)
     # Matroska's Cluster, in it Timestamp and SimpleBlock, and the latter's length: as many bytes
