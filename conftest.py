@@ -824,15 +824,15 @@ needs_proc = pytest.mark.skipif(
 )
 
 
-def encoders() -> set[int]:
-    """The ffmpeg processes that this process has started and not yet waited for."""
-    found = set()
+def encoders(parent: int | None = None) -> set[int]:
+    """The ffmpeg processes that a process, or this one, has started and not yet waited for."""
+    found, parent = set(), parent or os.getpid()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, fields = stat.read_text().rsplit(")", 1)
         except OSError:
             continue
-        if "ffmpeg" in name and int(fields.split()[1]) == os.getpid():
+        if "ffmpeg" in name and int(fields.split()[1]) == parent:
             found.add(int(stat.parent.name))
     return found
 
@@ -970,22 +970,19 @@ class Job:
         self, path: Path, arguments: tuple[str, ...], world: World, **options: str
     ) -> None:
         self.world = world
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._output = path.with_suffix(".out")
         places = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-        self.process = subprocess.Popen(
-            [sys.executable, "-u", str(path), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": places, **options},
-            start_new_session=True,
-        )
+        command = [sys.executable, "-u", str(path), *arguments]
+        env = {**os.environ, "PYTHONPATH": places, **options}
+        with open(self._output, "ab") as out, open(os.devnull, "rb") as nothing:
+            self.process = subprocess.Popen(
+                command, stdin=nothing, stdout=out, stderr=out, env=env, start_new_session=True
+            )
 
     @property
     def output(self) -> str:
         """What it has said so far, to both of its outputs."""
-        self._output.seek(0)
-        return self._output.read()
+        return self._output.read_text(encoding="utf-8", errors="replace")
 
     def wait_for(self, words: str) -> None:
         """Waits until it says this."""
@@ -1016,7 +1013,6 @@ class Job:
         """Leaves none of its processes."""
         self.send(signal.SIGKILL)
         self.process.wait()
-        self._output.close()
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 100) -> None:

@@ -761,3 +761,27 @@ class TestLeftovers:
         left = kill(start, "policy.mp4")
         fake.wrap(out_dir=str(fake.out_dir / "another"))
         assert left.exists()
+
+    @pytest.mark.clause("FILE-19")
+    @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+    def test_one_that_was_completed_without_a_frame_is_removed(
+        self, module: Any, start: Any, fake: Any, suffix: str
+    ) -> None:
+        job = start(f"""
+            wrapper = world.wrap(size=(1280, 720), filename="policy{suffix}", video_length_sec=100)
+            print("under way")
+            world.run(wrapper, 100)
+            """)
+        job.wait_for("under way")
+        wait_until(lambda: encoders(job.process.pid))
+        (ffmpeg,) = encoders(job.process.pid)
+        job.send(signal.SIGSTOP, ffmpeg)  # before it has read a frame, of which a part is written
+        job.send(signal.SIGKILL, job.process.pid)
+        job.wait()
+        job.send(signal.SIGCONT, ffmpeg)
+        wait_for_ends([ffmpeg])
+        (left,) = fake.files()
+        assert left[0] == "."
+        fake.wrap()
+        assert all(steps for steps in fake.videos().values())
+        assert not [name for name in fake.files() if name[0] == "."]
