@@ -563,8 +563,14 @@ class _Ends:
         # Of two with one name the newer one's video stays. One that raises does not stop the rest.
         with contextlib.ExitStack() as stack:
             for wrapper in sorted({*self._living, *self._unheld}, key=lambda w: -w._age):
-                stack.callback(wrapper._save_all)
+                stack.callback(self._save, wrapper)
         self._unheld.clear()
+
+    def _save(self, wrapper: VideoWrapper) -> None:
+        try:
+            wrapper._save_all()
+        except (KeyboardInterrupt, SystemExit):  # jobs are often sent two signals; a third stops it
+            wrapper._save_all()
 
     def _leave_to_parent(self) -> None:
         for wrapper in {*self._living, *self._unheld}:

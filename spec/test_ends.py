@@ -429,6 +429,25 @@ class TestInterruptedSaving:
         assert job.world.files() == ["0.mp4"], job.output
         assert job.world.video("0.mp4").steps == list(range(20))
 
+    @pytest.mark.clause("CLOSE-11", "CLOSE-14", "CLOSE-7")
+    @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+    @pytest.mark.parametrize("names", ["SIGTERM SIGTERM", "SIGTERM SIGHUP", "SIGINT SIGINT"])
+    def test_a_second_signal_that_comes_while_the_end_saves_costs_no_frame(
+        self, start: Any, names: str, kind: str
+    ) -> None:
+        handlers = "[signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGHUP)]"
+        job = start(TRAINING.format(handlers=handlers, keywords=kind, training="train(4000)"))
+        job.wait_for("under way")
+        _, ffmpeg = job.processes()
+        job.send(signal.SIGSTOP, ffmpeg)
+        for name in names.split():
+            job.send(getattr(signal, name), job.process.pid)
+            time.sleep(0.4)
+        job.send(signal.SIGCONT, ffmpeg)
+        job.wait()
+        assert job.world.files() == ["0.mp4"], job.output
+        check_frames(job, job.world.video("0.mp4").steps)
+
 
 @contextlib.contextmanager
 def stopped_encoder(seconds: float) -> Iterator[None]:
