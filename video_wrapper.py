@@ -1146,7 +1146,7 @@ class _Encoder:
             process.stdin.close()
             words = process.stderr.read().decode(errors="replace").strip()[-1000:]
             process.wait()
-            if unwritten or not _is_whole(self._part):
+            if unwritten or process.returncode or not _is_whole(self._part):
                 raise _EncoderFailed(words or f"ffmpeg ended with code {process.returncode}")
             os.replace(self._part, self.path)
         finally:

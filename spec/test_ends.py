@@ -547,6 +547,22 @@ class TestLostExitStatus:
 
 
 class TestOtherFaults:
+    @pytest.mark.clause("FAIL-1")
+    def test_an_encoder_that_says_that_it_failed_is_believed(
+        self, script: Any, tmp_path: Path
+    ) -> None:
+        # As ffmpeg does that runs out of memory in the last frames: the file is whole, but short.
+        code = 'case "$*" in *-encoders*) exec REAL "$@";; esac; REAL -t 0.3 "$@"; cat >/dev/null'
+        ffmpeg = program(tmp_path, code + '; echo "malloc of size 4194304 failed" >&2; exit 1')
+        result = script(f"""
+            os.environ["IMAGEIO_FFMPEG_EXE"] = {ffmpeg!r}
+            wrapper = world.wrap(record_final_episode=False)
+            with conftest.warned(r"\\b0\\.mp4", "malloc of size"):
+                world.run(wrapper, 8)
+            assert world.files() == [], world.files()
+            """)
+        assert result.returncode == 0, result.stderr
+
     @pytest.mark.clause("FILE-20")
     @pytest.mark.parametrize("when", [0, 3, 8])
     def test_a_folder_for_temporary_files_that_goes_away_costs_no_video(
