@@ -17,9 +17,8 @@ Its parts, in the order in which data meets them, none of which knows what is an
     _Encoder      pictures in, a whole video out, through ffmpeg
 
 A copy can do without the self-test at the end, and without `_Replay`, if a final episode may be
-rendered as it goes: comments say where to cut.
-Ids in parentheses, such as (TIME-4), are clauses of the specification.
-``python video_wrapper.py`` tries it all on this machine.
+rendered as it goes: comments say where to cut. Ids in parentheses, such as (TIME-4), are clauses
+of the specification. ``python video_wrapper.py`` tries it all on this machine.
 
 SPDX-FileCopyrightText: 2026 The VideoWrapper authors
 SPDX-License-Identifier: MIT
@@ -38,12 +37,10 @@ import functools
 import glob
 import itertools
 import math
-import multiprocessing
 import multiprocessing.util
 import operator
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -76,21 +73,13 @@ __spec_version__ = "1.1.0"
 _MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
-class Camera(Protocol):
-    """What a recording needs of a camera: `render`, or `read` where that is missing."""
-
-    def render(self) -> Any:
-        """Returns the picture, or a tuple that begins with it.
-
-        That is a uint8 array or tensor of shape (height, width, 3), or (n, height, width, 3) with a
-        picture of each rendered env (FILE-8, 9). So does `read` of Genesis' camera sensors.
-        """
-
-
 class GenesisEnv(Protocol):
     """What `VideoWrapper` needs of an env. The environments of genesis-forge have it.
 
-    `build` and `close` may be missing; `reset` and `get_observations` until they are called.
+    `build` and `close` may be missing; `reset` and `get_observations` until they are called. Of its
+    camera it needs `render()` or, as of Genesis' sensors, `read()`. That returns a picture, or a
+    tuple that begins with it: a uint8 array or tensor of shape (height, width, 3), or
+    (n, height, width, 3) with a picture of each rendered env (FILE-8, 9).
     """
 
     dt: float
@@ -108,11 +97,25 @@ def capped_cubic_episode_trigger(episode: int) -> bool:
     return episode % 1000 == 0 if episode > 1000 else episode in (k**3 for k in range(11))
 
 
+def _passed_on(name: str, doc: str) -> Any:
+    return property(operator.attrgetter(f"env.{name}"), doc=doc)
+
+
 class Wrapper:
     """Passes through to the wrapped env, read anew at each access (DEL-1 to 4)."""
 
     can_be_wrapped: bool = True
     env: GenesisEnv = None  # type: ignore[assignment]  # pyright: ignore
+
+    dt: float = _passed_on("dt", "The time step of the environment, in seconds of simulation.")
+    num_envs: int = _passed_on("num_envs", "The number of parallel environments.")
+    scene: genesis.Scene = _passed_on("scene", "The environment's scene.")
+    robot: Any = _passed_on("robot", "The environment's robot.")
+    num_actions: int = _passed_on("num_actions", "The number of actions for each environment.")
+    num_observations: int = _passed_on("num_observations", "The number of observations for each.")
+    action_space: gymnasium.spaces = _passed_on("action_space", "The action space.")
+    observation_space: gymnasium.spaces = _passed_on("observation_space", "The observation space.")
+    extras: dict = _passed_on("extras", "The infos that the environment returns.")
 
     def __init__(self, env: GenesisEnv) -> None:
         if isinstance(env, type) or not all(hasattr(env, n) for n in ("step", "dt", "num_envs")):
@@ -134,57 +137,9 @@ class Wrapper:
         """The base environment, underneath all layers of wrappers."""
         return getattr(self.env, "unwrapped", self.env)
 
-    @property
-    def dt(self) -> float:
-        """The time step of the environment, in seconds of simulation."""
-        return self.env.dt
-
-    @property
-    def num_envs(self) -> int:
-        """The number of parallel environments."""
-        return self.env.num_envs
-
-    @property
-    def scene(self) -> genesis.Scene:
-        """The environment's scene."""
-        return self._of_env("scene")
-
-    @property
-    def robot(self) -> Any:
-        """The environment's robot."""
-        return self._of_env("robot")
-
-    @property
-    def num_actions(self) -> int:
-        """The number of actions for each environment."""
-        return self._of_env("num_actions")
-
-    @property
-    def num_observations(self) -> int:
-        """The number of observations for each environment."""
-        return self._of_env("num_observations")
-
-    @property
-    def action_space(self) -> gymnasium.spaces:
-        """The action space of the environment."""
-        return self._of_env("action_space")
-
-    @property
-    def observation_space(self) -> gymnasium.spaces:
-        """The observation space of the environment."""
-        return self._of_env("observation_space")
-
-    @property
-    def extras(self) -> dict:
-        """The infos that the environment returns from step and reset."""
-        return self._of_env("extras")
-
     def get_observations(self) -> torch.Tensor:
         """Returns the wrapped env's observations."""
         return self.env.get_observations()
-
-    def _of_env(self, *name_and_default: Any) -> Any:
-        return getattr(self.env, *name_and_default)
 
 
 class VideoWrapper(Wrapper):
@@ -240,28 +195,28 @@ class VideoWrapper(Wrapper):
     ) -> None:
         super().__init__(env)
         triggers = {"episode_trigger": episode_trigger, "step_trigger": step_trigger}
-        if None not in triggers.values():
-            raise ValueError(f"give episode_trigger or step_trigger, not both: got {triggers}")
+        _demand(None in triggers.values(), "one of the triggers", "None", triggers)
         for name, trigger in triggers.items():
             if trigger is not None and not callable(trigger):
                 raise TypeError(f"{name} must be a function of an int, got {trigger!r}")
-        if not (isinstance(camera_attr, str) and camera_attr.isidentifier()):
-            want = "an attribute's name (out_dir is the folder)"
-            raise ValueError(f"camera_attr must be {want}, got {camera_attr!r}")
-        if not (hasattr(env_idx, "__index__") and 0 <= operator.index(env_idx) < env.num_envs):
-            raise ValueError(f"env_idx must be an int in range({env.num_envs}), got {env_idx!r}")
-        if filename is not None:
-            _check_filename(filename)
+        is_name = isinstance(camera_attr, str) and camera_attr.isidentifier()
+        _demand(is_name, "camera_attr", "a name (the folder is out_dir)", camera_attr)
+        is_index = hasattr(env_idx, "__index__") and 0 <= operator.index(env_idx) < env.num_envs
+        _demand(is_index, "env_idx", f"an int in range({env.num_envs})", env_idx)
+        name = "0.mp4" if filename is None else filename
+        is_name = isinstance(name, str) and name.isprintable() and len(name.encode()) <= 255
+        is_name = is_name and name == os.path.basename(name) and _muxer(name) is not None
+        want = "at most 255 bytes, no control character among them, that end in one of"
+        _demand(is_name, "filename", f"{want} {', '.join(_MUXERS)}", filename)
         dt = _positive("env.dt", env.dt)
         length = _positive("video_length_sec", video_length_sec) / dt
         _positive("video_length_sec / env.dt", length)
-        stride = min(1 / (_positive("fps", fps) * dt), 1e15)
+        stride = min(1 / _positive("fps * env.dt", _positive("fps", fps) * dt), 1e15)
         self._length = max(1, math.ceil(_without_noise(length)))
         self._stride = max(1, round(_without_noise(2 * stride) / 2))
         # The limit finds 200/3 behind 66.66666666666667 and keeps to what ffmpeg takes for a rate.
         self._rate = Fraction(1 / (self._stride * dt)).limit_denominator(100_000)
-        if not 0 < self._rate < 2**31:
-            raise ValueError(f"fps must make a rate that players take, got {fps} with dt={dt}")
+        _demand(0 < self._rate < 2**31, "fps", f"a rate that players take, with dt={dt}", fps)
         _ffmpeg()  # one that is missing shows at once and not at the first recording
         self._out_dir = _writable_folder(out_dir)
         self._filename = filename
@@ -307,7 +262,7 @@ class VideoWrapper(Wrapper):
             self.finish_recording()
             self._end_episode()
         try:
-            self._of_env("build", lambda: None)()
+            getattr(self.env, "build", lambda: None)()
         except Exception as error:
             if "already built" in str(error):
                 error.args = (f"{error} An env that is built needs no call of build() (BLD-4).",)
@@ -400,14 +355,14 @@ class VideoWrapper(Wrapper):
         try:
             self._save_all()
         except Exception:  # a warning that is an error by the user's wish
-            self._of_env("close", lambda: None)()
+            getattr(self.env, "close", lambda: None)()
             raise
-        self._of_env("close", lambda: None)()
+        getattr(self.env, "close", lambda: None)()
 
     def __del__(self) -> None:
         # Only noted here, which may be any moment of any thread, and saved at a better one.
         if self._recording is not None or self._last_background is not None:
-            _ends.note_unheld(self)
+            _ends.unheld.append(self)
 
     def __reduce__(self) -> Any:  # copies would write the same files
         raise TypeError("a VideoWrapper cannot be copied or pickled: wrap a copy of its env")
@@ -458,21 +413,15 @@ class VideoWrapper(Wrapper):
 
     def _find_replay(self, camera: Any) -> _Replay | None:
         scene = getattr(self.unwrapped, "scene", None)
-        try:
-            if self._replay is None or not self._replay.is_of(scene, camera):
-                self._replay = _Replay(scene, camera)
-            return self._replay
-        except _NotReplayable as reason:
-            self._warn_once(reason.remark)
-            return None
+        if self._replay is None or not self._replay.is_of(scene, camera):
+            self._replay = _Replay(scene, camera)
+        return self._replay
 
     def _record(self, recording: _Recording, step: int) -> None:
         if step in recording.due:
             try:
                 recording.capture()
             except _RecordingFailed as failure:
-                if isinstance(failure, _EncoderFailed):
-                    recording.discard()
                 self.finish_recording()
                 self._warn_of(recording, failure)
                 return
@@ -484,25 +433,25 @@ class VideoWrapper(Wrapper):
             self.finish_recording()
 
     def _save(self, recording: _Recording) -> None:
-        path, failure, replaces = recording.path, None, False
+        path, failure, note = recording.encoder.path, None, ""
         with contextlib.suppress(OSError):
-            replaces = os.path.getmtime(path) < self._created
+            if os.path.getmtime(path) < self._created:
+                note = ", replacing an earlier file"
         try:
             recording.save(self._say)
         except _RecordingFailed as error:
             failure = error
-        if isinstance(failure, _EncoderFailed):
-            recording.discard()
-        elif frames := recording.frames:
-            seconds = f"{float(frames / self._rate):.4g} s at {float(self._rate):.4g} fps"
-            note = ", replacing an earlier file" if replaces else ""
-            self._say(f"Saved {path}: {frames} frames, {seconds}{note}")
+        if recording.has_frames:
+            frames, rate = recording.encoder.frames, float(self._rate)
+            self._say(
+                f"Saved {path}: {frames} frames, {frames / rate:.4g} s at {rate:.4g} fps{note}"
+            )
         if failure is not None:
             self._warn_of(recording, failure)
 
     def _warn_of(self, recording: _Recording, failure: _RecordingFailed) -> None:
         what = "video ends early:" if recording.has_frames else "no video"
-        _warn(f"{what} {recording.path} from step {recording.steps.start}: {failure}")
+        _warn(f"{what} {recording.encoder.path} from step {recording.steps.start}: {failure}")
 
     def _warn_once(self, remark: str) -> None:
         if remark and remark not in self._told:
@@ -518,7 +467,7 @@ class VideoWrapper(Wrapper):
     def _leave_to_parent(self) -> None:
         """In a forked child (CLOSE-5)."""
         for recording in filter(None, (self._recording, self._last_background)):
-            recording.leave_to_parent()
+            recording.encoder.leave_to_parent()
         self._recording = self._last_background = None
 
 
@@ -527,26 +476,22 @@ class _Ends:
 
     def __init__(self) -> None:
         self.has_come = False
+        self.unheld: list[VideoWrapper] = []
         self._living: weakref.WeakSet[VideoWrapper] = weakref.WeakSet()
-        self._unheld: list[VideoWrapper] = []
         self._ages = itertools.count()
         self._finalizer: multiprocessing.util.Finalize | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave_to_parent)
 
     def add(self, wrapper: VideoWrapper) -> int:
         """Returns a number that is higher than those of older wrappers."""
-        age = next(self._ages)
-        if age == 0 and hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._leave_to_parent)
         self._living.add(wrapper)
-        return age
-
-    def note_unheld(self, wrapper: VideoWrapper) -> None:
-        self._unheld.append(wrapper)
+        return next(self._ages)
 
     def save_unheld(self) -> None:
-        while self._unheld:
-            self._unheld[0]._save_all()
-            self._unheld.pop(0)  # not before: Ctrl-C may break into the saving
+        while self.unheld:
+            self.unheld[0]._save_all()
+            self.unheld.pop(0)  # not before: Ctrl-C may break into the saving
 
     def watch(self) -> None:
         # Anew for each recording: the last handler runs first, before Genesis' destroys the scenes.
@@ -562,9 +507,9 @@ class _Ends:
         self.has_come = True
         # Of two with one name the newer one's video stays. One that raises does not stop the rest.
         with contextlib.ExitStack() as stack:
-            for wrapper in sorted({*self._living, *self._unheld}, key=lambda w: -w._age):
+            for wrapper in sorted({*self._living, *self.unheld}, key=lambda w: -w._age):
                 stack.callback(self._save, wrapper)
-        self._unheld.clear()
+        self.unheld.clear()
 
     def _save(self, wrapper: VideoWrapper) -> None:
         try:
@@ -573,29 +518,23 @@ class _Ends:
             wrapper._save_all()
 
     def _leave_to_parent(self) -> None:
-        for wrapper in {*self._living, *self._unheld}:
+        for wrapper in {*self._living, *self.unheld}:
             wrapper._leave_to_parent()
-        self._unheld.clear()
+        self.unheld.clear()
 
 
 _ends = _Ends()
 
 
 class _RecordingFailed(Exception):
-    """A recording cannot go on, but its frames so far are saved. Its text says why."""
-
-
-class _EncoderFailed(_RecordingFailed):
-    """A recording is lost with all its frames."""
+    """A recording cannot go on, for the reason that its text gives."""
 
 
 class _View:
     """The watched env's pictures, of the camera that the env has at the time."""
 
     def __init__(self, env: GenesisEnv, camera_attr: str, env_idx: int) -> None:
-        self._env = env
-        self._camera_attr = camera_attr
-        self._env_idx = env_idx
+        self._env, self._camera_attr, self._env_idx = env, camera_attr, env_idx
 
     def camera(self) -> Any:
         env = getattr(self._env, "unwrapped", self._env)
@@ -623,9 +562,9 @@ class _View:
         if len(shape) == 4:
             envs = list(range(self._env.num_envs))
             if len(envs) != shape[0]:  # only some of them are rendered
-                with contextlib.suppress(AttributeError):
-                    scene = self._env.scene  # type: ignore[attr-defined]  # pyright: ignore
-                    envs = list(scene.visualizer.context.rendered_envs_idx)
+                visualizer = getattr(getattr(self._env, "scene", None), "visualizer", None)
+                context = getattr(visualizer, "context", None)
+                envs = list(getattr(context, "rendered_envs_idx", envs))
             if self._env_idx not in envs[: shape[0]]:
                 shown = f"the {shape[0]} envs shown"
                 raise _RecordingFailed(f"env_idx={self._env_idx} is not among {shown}")
@@ -645,15 +584,11 @@ class _Recording:
     def __init__(
         self, type: str, steps: range, stride: int, view: _View, encoder: _Encoder, replay: Any
     ) -> None:
-        self.type = type
-        self.steps = steps
-        self.due = steps[::stride]
-        self.path = encoder.path
+        self.type, self.steps, self.due, self.encoder = type, steps, steps[::stride], encoder
         self.is_over = False  # takes no more pictures
         self.remark = ""  # what its user should know
         # Weak, for its thread would keep the env, and a wrapper that the env knows (CLOSE-12).
         self._view: _View = weakref.proxy(view)
-        self._encoder = encoder
         self._replay: _Replay | None = replay
         self._moments: collections.deque[Any] = collections.deque()
         self._room = 0  # bytes that moments may still take
@@ -667,21 +602,20 @@ class _Recording:
     def has_frames(self) -> bool:
         return bool(self._shape or self._moments) and not self._is_dropped
 
-    @property
-    def frames(self) -> int:
-        """How many are in the video, once it is saved."""
-        return self._encoder.frames
-
     def capture(self) -> None:
         """Records the present picture. Raises _RecordingFailed if that cannot be."""
         if self._thread is None:
             self._start_thread()
         if self._replay is not None:
             try:
-                self._keep(self._replay)
-                return
+                return self._keep(self._replay)
             except _NotReplayable as reason:  # nor can what was kept be trusted
-                self.remark, self._replay = reason.remark, None
+                what = (
+                    "Each episode that may be the last is rendered as it goes, not when it is saved"
+                )
+                remedy = "Where that is too slow: record_final_episode=False"
+                self.remark = f"{what}: {reason}. {remedy}" if str(reason) else ""
+                self._replay = None
                 self._moments.clear()
             except Exception as error:  # out of memory, say
                 raise _RecordingFailed(_words(error)) from error
@@ -690,11 +624,13 @@ class _Recording:
     def save(self, say: Callable[[str], None]) -> None:
         """Completes the video and gives it its name. If Ctrl-C breaks into it, it can go on."""
         self.is_over = True
-        count, told, failure = len(self._moments), time.monotonic(), None
+        count, told, failure = len(self._moments), time.monotonic(), ""
         while self._moments and not self._is_encoded:
             if time.monotonic() - told > 5:
                 told = time.monotonic()
-                say(f"Rendering {self.path}: {count - len(self._moments)} of {count} frames")
+                say(
+                    f"Rendering {self.encoder.path}: {count - len(self._moments)} of {count} frames"
+                )
             try:
                 assert self._replay is not None  # it has kept them
                 picture = self._view.picture(self._replay.show(self._moments[0]))
@@ -702,13 +638,11 @@ class _Recording:
                 self._moments.popleft()
                 self._put(picture)
             except Exception as error:  # noqa: BLE001 its scene is gone, say
-                failure = _RecordingFailed(_words(error))
+                failure = _words(error)
                 self._moments.clear()
         self._end()
-        if self._failure:
-            raise _EncoderFailed(self._failure)
-        if failure is not None:
-            raise failure
+        if self._failure or failure:
+            raise _RecordingFailed(self._failure or failure)
 
     def discard(self) -> None:
         """Leaves nothing behind, not even a frame."""
@@ -716,18 +650,15 @@ class _Recording:
         self._moments.clear()
         self._end()
 
-    def leave_to_parent(self) -> None:
-        self._encoder.leave_to_parent()
-
     def _keep(self, replay: _Replay) -> None:
         moment = replay.keep()
         if not self._moments:
             self._room = replay.memory()
             if moment.nbytes * len(self.due) > self._room:
+                size = f"{len(self.due)} frames of {moment.nbytes / 1e6:.1f} MB"
+                what = f"The last episode would take {size}, over a quarter of the memory there is"
                 self.remark = (
-                    f"An episode that may be the last would take {len(self.due)} frames of"
-                    f" {moment.nbytes / 1e6:.1f} MB, over a quarter of the memory there is, so its"
-                    " video is cut short. Set rendered_envs_idx=[0] in Genesis' VisOptions."
+                    f"{what}: its video is cut short. Use VisOptions(rendered_envs_idx=[0])"
                 )
                 self.due = self.due[: max(1, self._room // moment.nbytes)]
         self._room -= moment.nbytes
@@ -739,14 +670,17 @@ class _Recording:
         """Hands a picture to the encoder; the first one decides the size."""
         self._shape = self._shape or picture.shape
         if picture.shape != self._shape:
-            first = f"the first was {self._shape}"
-            raise _RecordingFailed(f"a frame is {picture.shape}, but {first}")
+            raise _RecordingFailed(f"a frame is {picture.shape}, but the first was {self._shape}")
+        try:
+            copy = memoryview(picture.copy("C"))
+        except MemoryError as error:
+            raise _RecordingFailed(_words(error)) from error
         self._wait_until(self._has_room)
-        self._pictures.put(memoryview(picture.copy("C")))
+        self._pictures.put(copy)
         # Else a fork could come between ffmpeg's start and what is to be closed in the child.
-        self._wait_until(lambda: self._encoder.is_started or self._is_encoded)
+        self._wait_until(lambda: self.encoder.is_started or self._is_encoded)
         if self._is_encoded:
-            raise _EncoderFailed(self._failure)
+            raise _RecordingFailed(self._failure)
 
     def _has_room(self) -> bool:
         # An encoder that falls behind slows the training and does not fill the memory.
@@ -765,23 +699,26 @@ class _Recording:
             time.sleep(0.0005)
             if not told and time.monotonic() - start > 10:
                 told = True
-                _warn(f"waiting for ffmpeg, which has not gone on with {self.path} for 10 s")
+                _warn(
+                    f"waiting for ffmpeg, which has not gone on with {self.encoder.path} for 10 s"
+                )
 
     def _start_thread(self) -> None:
-        self._thread = threading.Thread(target=self._feed, name=self.path, daemon=True)
+        self._thread = threading.Thread(target=self._feed, name=self.encoder.path, daemon=True)
         try:
             self._thread.start()
         except RuntimeError as error:  # there are too many, or Python exits
-            raise _EncoderFailed(str(error)) from error
+            self._is_dropped = True
+            raise _RecordingFailed(str(error)) from error
         except BaseException:  # Ctrl-C, and the thread may run or not
             self._end()
             raise
 
     def _feed(self) -> None:
         try:
-            self._encoder.encode(self._queued())
+            self.encoder.encode(self._queued())
         except Exception as error:  # noqa: BLE001 the training waits for this thread
-            self._failure = _words(error)
+            self._failure, self._is_dropped = _words(error), True
         finally:
             self._is_encoded = True
 
@@ -789,17 +726,11 @@ class _Recording:
         while (picture := self._pictures.get()) is not None and not self._is_dropped:
             yield picture
         if self._is_dropped:
-            raise _EncoderFailed("dropped")
+            raise _RecordingFailed("dropped")
 
 
 class _NotReplayable(Exception):
-    """A scene's pictures cannot be made again later. Its text says why, if it is worth a word."""
-
-    @property
-    def remark(self) -> str:
-        what = "Each episode that may be the last is rendered as it goes, not when it is saved"
-        remedy = "Where that is too slow: record_final_episode=False"
-        return f"{what}: {self}. {remedy}" if str(self) else ""
+    """Pictures cannot be made again later. Its text says why, if that is worth a word."""
 
 
 # Of a copy, all from here to `_Encoder` may be cut, if `VideoWrapper._find_replay` returns None.
@@ -808,9 +739,9 @@ class _NotReplayable(Exception):
 class _Moment(NamedTuple):
     """What a picture shows."""
 
-    values: list[Any]  # of `_Replay._attributes`
-    nodes: list[Any]  # of the renderer, each with its rank, matrix and poses
-    rigid: list[Any] | None  # the transforms that rigid nodes are placed by; None: `nodes` has all
+    values: list[Any]  # of `_Replay._held`
+    nodes: list[Any]  # of the renderer: each with its rank, matrix and poses
+    rigid: dict[Any, Any]  # positions and quaternions of bodies; if empty, `nodes` has them
     nbytes: int
 
 
@@ -824,73 +755,17 @@ class _Replay:
     """
 
     def __init__(self, scene: Any, camera: Any) -> None:
-        gs: Any = sys.modules.get("genesis")
-        if not (gs and type(camera).__module__.startswith("genesis.")):
-            raise _NotReplayable("")  # what a camera written by hand costs is not known here
-        if not (isinstance(scene, gs.Scene) and type(camera) is gs.vis.camera.Camera):
-            raise _NotReplayable(f"a {type(camera).__name__} cannot show an earlier moment")
-        if not scene.is_built or all(camera is not c for c in scene.visualizer.cameras):
-            raise _NotReplayable("the camera is none of the env's scene, or that is not built")
-        with _missing_names():
-            self._scene, self._camera, self._visualizer = scene, camera, scene.visualizer
-            self._context = context = scene.visualizer.context
-            self._renderer = renderer = context._scene
-            solvers = scene.active_solvers
-            obstacles = {
-                "a viewer is open, and its keys change what is drawn": scene.visualizer.viewer,
-                "it is rendered by ray tracing or in batches": (
-                    scene.visualizer.renderer is not scene.visualizer.rasterizer
-                ),
-                "it has soft bodies, particles or fluids": not all(
-                    hasattr(solver, "update_vgeoms") for solver in solvers
-                ),
-                "it has a body whose vertices are set one by one": any(
-                    getattr(solver, "n_custom_vverts", 0) for solver in solvers
-                ),
-                "it has a drone, whose propellers turn as they are drawn": any(
-                    hasattr(entity, "propellers_idx") for entity in scene.entities
-                ),
-                "it shows its cameras": context.camera_frustum_shown,
-            }
-            for obstacle, is_there in obstacles.items():
-                if is_there:
-                    raise _NotReplayable(f"the scene cannot be rendered later: {obstacle}")
-            bodies = [(s, e.surface.vis_mode == "visual", e) for s in solvers for e in s.entities]
-            # What else an update draws from the simulation: then all nodes are kept.
-            self._is_annotated = any(
-                getattr(link, "visualize_contact", False) for *_, e in bodies for link in e.links
-            ) or any(sensor._options.draw_debug for sensor in scene.sim._sensor_manager.sensors)
-            self._rigid_nodes = set(context.rigid_nodes.values())
-            # What an update places them by: arrays, or from Genesis 1.4.2 on what a function gives.
-            self._sources = list(dict.fromkeys(body[:2] for body in bodies))
-            self._arrays: list[Any] = []
-            if not hasattr(context, "rigid_geoms_T"):
-                names = {True: "_vgeoms_render_T", False: "_geoms_render_T"}
-                self._arrays = [(solver, names[is_visual]) for solver, is_visual in self._sources]
-            self._attributes = [
-                (scene.visualizer, "_cameras"),  # which an update moves
-                (scene.visualizer, "_t"),  # the step that is drawn: it is not updated again
-                (context, "_t"),
-                (camera, "_transform"),
-                (camera, "_fov"),
-                (context, "shadow"),
-                (context, "plane_reflection"),
-                (context.jit, "reflection_mat"),
-                (renderer, "bg_color"),
-                (renderer, "ambient_light"),
-                *((node, "_matrix") for node in renderer.light_nodes),
-                *((node.light, n) for node in renderer.light_nodes for n in ("color", "intensity")),
-                *self._arrays,
-            ]
-        self._last: tuple[_Moment, float] | None = None  # and what step was drawn then
+        self._scene, self._camera = scene, camera
+        self._visualizer: Any = getattr(scene, "visualizer", None)
         self._kept = 0
+        self._last: tuple[_Moment, float] | None = None  # and what step was drawn then
         self._first: tuple[_Moment, Any] | None = None  # and the camera's own picture
         self._flaw = ""  # in words, as found by the checks
 
     def is_of(self, scene: Any, camera: Any) -> bool:
         """Whether it keeps this camera's pictures: an env's `build` may make a new scene."""
         is_same = scene is self._scene and camera is self._camera
-        return is_same and scene.is_built and scene.visualizer is self._visualizer
+        return is_same and getattr(scene, "visualizer", None) is self._visualizer
 
     def memory(self) -> int:
         """The bytes that moments may take: a quarter of what the host has left."""
@@ -899,20 +774,32 @@ class _Replay:
         return int(psutil.virtual_memory().available) // 4
 
     def keep(self) -> _Moment:
-        """Keeps what the camera would draw now. Renders nothing but to check itself."""
-        self._demand_scene()
-        with _missing_names():
+        """Keeps what the camera would draw now. Renders nothing but to check itself.
+
+        Raises:
+            _NotReplayable: That cannot be, and what was kept before cannot be trusted either.
+        """
+        try:
+            if not self._kept:
+                self._prepare()
+            self._demand_scene()
             if self._context._t >= self._scene.sim.cur_step_global:
                 moment = self._drawn()  # what was rendered in this step already
             else:
                 self._move_camera()
-                moment = self._then_back(self._attributes[:3], [], self._update)
+                moment = self._placed() or self._then_back(self._held[:3], [], self._update)
             self._last = moment, self._context._t
             if self._kept == 0:
                 self._check(moment)
             elif self._kept == 3 and self._first and self._differs(*self._first):
                 self._flaw = "a picture that was made again later differed from the camera's own"
-        self._demand_scene()
+            self._demand_scene()
+        except AttributeError as error:
+            owner = type(error.obj)
+            if not owner.__module__.startswith("genesis."):
+                raise
+            missing = f"this release of Genesis has no {owner.__name__}.{error.name}"
+            raise _NotReplayable(missing) from error
         self._kept += 1
         return moment
 
@@ -924,11 +811,47 @@ class _Replay:
             return self._render(math.inf, is_check)
 
         self._demand_scene()
-        with _missing_names():
-            return self._then_back(self._attributes, self._drawn().nodes, render)
+        return self._then_back(self._held, self._drawn().nodes, render)
+
+    def _prepare(self) -> None:
+        """Looks for what cannot be kept, and for where the rest is held."""
+        gs: Any = sys.modules.get("genesis")
+        scene, camera, visualizer = self._scene, self._camera, self._visualizer
+        if not (gs and type(camera).__module__.startswith("genesis.")):
+            raise _NotReplayable("")  # what a camera written by hand costs is not known here
+        if not (isinstance(scene, gs.Scene) and type(camera) is gs.vis.camera.Camera):
+            got = f"a {type(camera).__name__} of a {type(scene).__name__}"
+            raise _NotReplayable(f"only a Camera of a Scene can show an earlier moment, not {got}")
+        if not scene.is_built or all(camera is not c for c in scene.visualizer.cameras):
+            raise _NotReplayable("the camera is none of the env's scene, or that is not built")
+        self._context, solvers = visualizer.context, scene.active_solvers
+        self._renderer, lights = self._context._scene, self._context._scene.light_nodes
+        obstacles = {
+            "a viewer": visualizer.viewer,  # whose keys change what is drawn
+            "ray tracing or batches": visualizer.renderer is not visualizer.rasterizer,
+            "soft bodies or particles": not all(hasattr(s, "update_vgeoms") for s in solvers),
+            "vertices set by hand": any(getattr(s, "n_custom_vverts", 0) for s in solvers),
+            # Propellers turn as they are drawn.
+            "a drone": any(hasattr(entity, "propellers_idx") for entity in scene.entities),
+            "cameras that are shown": self._context.camera_frustum_shown,
+        }
+        for obstacle in filter(obstacles.get, obstacles):
+            raise _NotReplayable(f"the scene cannot be rendered later, for {obstacle}")
+        self._rigid_nodes = set(self._context.rigid_nodes.values())
+        held = [
+            (visualizer, "_cameras _t"),  # those that an update moves; the step that is drawn
+            (self._context, "_t shadow plane_reflection"),
+            (camera, "_transform _fov"),
+            (self._context.jit, "reflection_mat"),
+            (self._renderer, "bg_color ambient_light"),
+            *((node, "_matrix") for node in lights),
+            *((node.light, "color intensity") for node in lights),
+        ]
+        self._held = [(owner, name) for owner, names in held for name in names.split()]
 
     def _demand_scene(self) -> None:
-        if not self.is_of(self._scene, self._camera):
+        scene = self._scene
+        if not scene.is_built or scene.visualizer is not self._visualizer:
             raise _NotReplayable("the scene is gone: close() must come before gs.destroy()")
         if self._flaw:
             raise _NotReplayable(self._flaw)
@@ -939,8 +862,8 @@ class _Replay:
         # A check is Genesis' own business: an env may count what its camera renders, or change it.
         return type(self._camera).render(self._camera) if is_check else self._camera.render()
 
-    def _then_back(self, attributes: list[Any], nodes: list[Any], action: Callable[[], Any]) -> Any:
-        present = _Moment([getattr(*attribute) for attribute in attributes], nodes, None, 0)
+    def _then_back(self, held: list[Any], nodes: list[Any], action: Callable[[], Any]) -> Any:
+        present = _Moment([getattr(*each) for each in held], nodes, {}, 0)
         try:
             try:
                 return action()
@@ -952,80 +875,80 @@ class _Replay:
 
     def _move_camera(self) -> None:
         """Does to this camera what rendering does to all that follow a body."""
-        camera, visualizer, sim = self._camera, self._visualizer, self._scene.sim
+        camera, sim = self._camera, self._scene.sim
         if camera._attached_link is not None:
             camera.move_to_attach()
         elif camera._followed_entity is not None:
             camera.update_following()
+            step = sim.cur_step_global
+
+            def follow() -> None:  # an env that renders later in this step is not to move it again
+                del camera.update_following
+                if sim.cur_step_global != step:
+                    camera.update_following()
+
             if camera._follow_smoothing is not None:
-                # An env that renders later in this step is not to move it again. The mark says
-                # that nothing was drawn in the step yet; it goes if anything is, or at a reset.
-                step = sim.cur_step_global
-                mark = visualizer._t = step - 0.5
+                camera.update_following = follow
 
-                def update_following() -> None:
-                    if visualizer._t != mark or sim.cur_step_global != step:
-                        vars(camera).pop("update_following", None)
-                        camera.update_following()
+    def _placed(self) -> _Moment | None:
+        """What is drawn, where that is bodies and drawings only: at a fraction of the cost."""
+        # Contacts and frames are nodes that an update makes. Before Genesis 1.4.5 it does all.
+        if getattr(self._context, "tracked_nodes", True) or self._context.link_frame_shown:
+            return None
+        rigid = {batch: self._poses(*batch) for batch in self._context._rigid_batches}
+        # Genesis leaves a body that blew up where it was last drawn, which only an update knows.
+        is_sane = all(np.vdot(part, part) < 1e38 for poses in rigid.values() for part in poses)
+        return self._drawn(rigid) if is_sane else None
 
-                camera.update_following = update_following
+    def _poses(self, solver: Any, is_visual: bool) -> list[Any]:
+        from genesis.utils.misc import qd_to_numpy
+
+        if is_visual:
+            solver.update_vgeoms()
+        state = solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms
+        envs = self._context.rendered_envs_idx
+        return [qd_to_numpy(part, transpose=True)[envs] for part in (state.pos, state.quat)]
 
     def _update(self) -> _Moment:
         """Has Genesis bring up to date what is drawn, and moves no camera."""
-        context, visualizer = self._context, self._visualizer
-        visualizer._cameras = []
-        if not (self._is_annotated or context.link_frame_shown):
-            visualizer.update_visual_states()
-            if self._arrays:
-                return self._drawn([getattr(*array)[:, self._envs()] for array in self._arrays])
-            rigid = [context.rigid_geoms_T(*source) for source in self._sources]
-            # Genesis leaves a body that blew up where it was last drawn, which only it knows.
-            if all(np.vdot(transforms, transforms) < 1e38 for transforms in rigid):
-                return self._drawn(rigid)
-            if self._last is not None and self._last[1] == context._t:
-                self._put(self._last[0])
-        visualizer._t = context._t = -1
-        context.update()
+        if self._last and self._last[0].rigid and self._last[1] == self._context._t:
+            self._put(self._last[0]._replace(values=[]))
+        self._visualizer._cameras = []
+        self._visualizer._t = self._context._t = -1
+        self._context.update()
         moment = self._drawn()
-        context.clear_dynamic_nodes(only_outdated=False)  # which another update would draw twice
+        self._context.clear_dynamic_nodes(only_outdated=False)  # which another would draw twice
         return moment
 
-    def _envs(self) -> list[int]:
-        return list(self._context.rendered_envs_idx)
-
-    def _drawn(self, rigid: list[Any] | None = None) -> _Moment:
+    def _drawn(self, rigid: dict[Any, Any] | None = None) -> _Moment:
         """What is drawn. It shares no memory with Genesis, which uses its own again."""
-        values = [getattr(*attribute) for attribute in self._attributes]
-        values[3] = values[3] + 0  # a copy of the camera's array or tensor
+        values = [getattr(*each) for each in self._held]
+        values[5] = values[5] + 0  # a copy of the camera's array or tensor
         ranks = getattr(self._renderer, "_node_ranks", {})
         nodes, known = [], {node for node, *_ in self._last[0].nodes} if self._last else ()
-        size = sum(transforms.nbytes for transforms in rigid or ())
+        size = sum(part.nbytes for poses in (rigid or {}).values() for part in poses)
         for node in self._renderer.mesh_nodes - (self._rigid_nodes if rigid else set()):
             parts = node.mesh.primitives
-            poses = (
-                parts[0].poses.copy() if len(parts) == 1 and parts[0].poses is not None else None
-            )
+            poses = parts[0].poses if len(parts) == 1 else None
+            poses = None if poses is None else poses.copy()
             nodes.append((node, ranks.get(node), node.matrix, poses))
             size += getattr(poses, "nbytes", 0)
             if node not in known and node not in self._rigid_nodes:
                 size += sum(getattr(v, "nbytes", 0) for part in parts for v in vars(part).values())
-        return _Moment(values, nodes, rigid, size)
+        return _Moment(values, nodes, rigid or {}, size)
 
     def _put(self, moment: _Moment) -> None:
         """Makes it what is drawn. Can be repeated from wherever it was broken off."""
         context, renderer, rigid = self._context, self._renderer, moment.rigid
         vars(context).pop("rigid_geoms_T", None)
-        for (owner, name), value in zip(self._attributes, moment.values):
+        for (owner, name), value in zip(self._held, moment.values):
             setattr(owner, name, value)
-        if rigid is not None:
-            for (owner, name), transforms in zip(self._arrays, rigid):
-                setattr(owner, name, getattr(owner, name).copy())
-                getattr(owner, name)[:, self._envs()] = transforms
-            if not self._arrays:
-                found = dict(zip(self._sources, rigid))
-                context.rigid_geoms_T = lambda *source: found[source].copy()
+        if rigid:
+            from genesis.utils.geom import trans_quat_to_T
+
+            context.rigid_geoms_T = lambda *batch: trans_quat_to_T(*rigid[batch])
             context.update_rigid()
-            vars(context).pop("rigid_geoms_T", None)
+            del context.rigid_geoms_T
         elif not moment.nodes:
             return
         kept = {node for node, *_ in moment.nodes} | (self._rigid_nodes if rigid else set())
@@ -1050,50 +973,34 @@ class _Replay:
     def _check(self, moment: _Moment) -> None:
         """Whether a picture shows what its moment says, and all of that."""
 
-        def moved(transforms: Any, place: Any) -> Any:
-            transforms = transforms + 0
-            transforms[..., :3, 3] = place
-            return transforms
+        def moved(poses: Any, place: Any) -> Any:
+            poses = poses + 0
+            poses[..., :3, 3] = place
+            return poses
 
         is_drawn = self._context._t >= self._scene.sim.cur_step_global
         step = self._context._t if is_drawn else -1
-        picture = self._then_back(self._attributes[:3], [], lambda: self._render(step, True))[0]
+        picture = self._then_back(self._held[:3], [], lambda: self._render(step, True))[0]
         if not is_drawn:
             self._context.clear_dynamic_nodes(only_outdated=False)
-        values, away = list(moment.values), 1000.0
-        pose = self._camera.transform if self._arrays else values[3].tolist()
-        pose = np.reshape(pose, (-1, 4, 4))[0]
-        values[3] = moved(values[3], away)
-        changes = [[moment._replace(values=values)], []]
-        for place in away, pose[:3, 3] - 2 * pose[:3, 2]:  # out of sight; in front of the camera
-            nodes = [
-                (node, *rest, moved(poses, place) if node in self._rigid_nodes else poses)
-                for node, *rest, poses in moment.nodes
-            ]
-            rigid = moment.rigid and [moved(transforms, place) for transforms in moment.rigid]
-            changes[1].append(moment._replace(rigid=rigid, nodes=nodes))
-        for change in changes:
-            if not any(self._differs(changed, picture) for changed in change):
-                self._flaw = "its camera sees no body, or this Genesis draws in another way"
+        camera = moment.values[5]
+        view = np.reshape(camera.tolist(), (-1, 4, 4))[0]
+        ahead = view[:3, 3] - 2 * view[:3, 2]  # where all bodies are seen, also by who sees none
+        nodes = [
+            (node, *rest, moved(poses, ahead) if node in self._rigid_nodes else poses)
+            for node, *rest, poses in moment.nodes
+        ]
+        rigid = {batch: (0 * pos + ahead, quat) for batch, (pos, quat) in moment.rigid.items()}
+        values = [*moment.values[:5], moved(camera, 1000), *moment.values[6:]]
+        for change in {"values": values}, {"rigid": rigid, "nodes": nodes}:
+            if not self._differs(moment._replace(**change), picture):
+                self._flaw = "its camera sees nothing, or this Genesis draws in another way"
         if self._differs(moment, picture):
             self._flaw = "a picture that was made again differed from the camera's own"
         self._first = moment, picture
 
     def _differs(self, moment: _Moment, picture: Any) -> bool:
         return not np.array_equal(self.show(moment, is_check=True)[0], picture)
-
-
-@contextlib.contextmanager
-def _missing_names() -> Iterator[None]:
-    """Tells what a Genesis lacks that this module needs; other errors are left as they are."""
-    try:
-        yield
-    except AttributeError as error:
-        owner = type(error.obj)
-        if owner.__module__.partition(".")[0] != "genesis":
-            raise
-        missing = f"this release of Genesis has no {owner.__name__}.{error.name}"
-        raise _NotReplayable(missing) from error
 
 
 class _Encoder:
@@ -1120,7 +1027,7 @@ class _Encoder:
         """Encodes pictures, uint8 of shape (height, width, 3), all of one size. Of none, no file.
 
         Raises:
-            _EncoderFailed: There is no video, for the reason given: ffmpeg's words if it has any.
+            _RecordingFailed: There is no video, for the reason given: ffmpeg's words if it has any.
         """
         pictures = iter(pictures)
         first = next(pictures, None)
@@ -1147,7 +1054,7 @@ class _Encoder:
             words = process.stderr.read().decode(errors="replace").strip()[-1000:]
             process.wait()
             if unwritten or process.returncode or not _is_whole(self._part):
-                raise _EncoderFailed(words or f"ffmpeg ended with code {process.returncode}")
+                raise _RecordingFailed(words or f"ffmpeg ended with code {process.returncode}")
             os.replace(self._part, self.path)
         finally:
             if process is not None and process.poll() is None:  # the pictures ended in an error
@@ -1182,7 +1089,7 @@ class _Encoder:
             "-pix_fmt", "yuv420p",
             # What of an .mkv is written can be played if ffmpeg is killed (CLOSE-9).
             "-cluster_time_limit", "500", "-flush_packets", "1",
-            "-movflags", "+faststart", "-f", _MUXERS[os.path.splitext(self.path)[1].lower()],
+            "-movflags", "+faststart", "-f", _muxer(self.path),
             self._part,
         ]
         # fmt: on
@@ -1225,39 +1132,24 @@ def _ffmpeg() -> str:
     return command[0]
 
 
-def _is_whole(path: str) -> bool:
-    """Whether ffmpeg has completed the file, and a frame is in it.
+def _muxer(path: str) -> Any:
+    return _MUXERS.get(os.path.splitext(path)[1].lower())
 
-    Its exit code would not tell: it is lost where SIGCHLD is ignored.
-    """
-    size, position, kinds = os.path.getsize(path), 0, b""
+
+def _is_whole(path: str) -> bool:
+    """Whether ffmpeg has completed the file: its exit code is lost where SIGCHLD is ignored."""
     with open(path, "rb") as file:
         head = file.read(64)
-        if segment := re.match(rb"\x1aE\xdf\xa3.*?\x18S\x80g\x01(.{7})", head, re.DOTALL):
-            # Matroska's length, which is all ones until the end.
-            return segment.end() + int.from_bytes(segment[1], "big") == size and _has_frame(path)
-        while position < size:
-            file.seek(position)
-            box = file.read(16)
-            length = int.from_bytes(box[:4], "big")
-            position += max(int.from_bytes(box[8:], "big") if length == 1 else length, 8)
-            kinds += box[4:8] if length != 8 else b""  # an mdat of no frame is empty
-    # The last that +faststart does is to put the index, moov, at the front.
-    return position == size and re.search(b"moov.*mdat", kinds) is not None
+    # An MP4's index is put at the front last of all, and so is Matroska's length, until then all
+    # ones, into its head.
+    return b"moov" in head or b"\x18S\x80g\x01" in head and b"\x01" + b"\xff" * 7 not in head
 
 
 def _has_frame(path: str) -> bool:
-    """Whether an .mkv, if without an end, has its first frame, and so can be played."""
-    with open(path, "rb") as file:
-        head = file.read(2**16)
-    # Matroska's Cluster, in it Timestamp and SimpleBlock, and the latter's length: as many bytes
-    # as its first has leading zeros, and one more.
-    block = re.search(rb"\x1fC\xb6u.{1,24}?\xe7\x81.\xa3(.{8})", head, re.DOTALL)
-    if not block:
-        return False
-    count = 9 - block[1][0].bit_length()
-    length = int.from_bytes(block[1][:count], "big") & (1 << 7 * count) - 1
-    return block.start(1) + count + length <= os.path.getsize(path)
+    """Whether ffmpeg finds a frame in the file."""
+    command = [_ffmpeg(), "-loglevel", "quiet", "-nostdin", "-i", f"file:{path}"]
+    command += ["-frames:v", "1", "-f", "rawvideo", "pipe:1"]
+    return bool(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout)
 
 
 def _rescue_leftovers(folder: str) -> list[str]:
@@ -1271,11 +1163,12 @@ def _rescue_leftovers(folder: str) -> list[str]:
     for path in glob.glob(os.path.join(glob.escape(folder), names)) if fcntl else ():
         with contextlib.suppress(OSError), open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an encoder at work has locked it
-            if _is_whole(path) or _has_frame(path):
-                mark, name = os.path.basename(path)[1:9], os.path.basename(path)[10:-5]
+            mark, name = os.path.basename(path)[1:9], os.path.basename(path)[10:-5]
+            # What of an .mkv is written can be played, and of the others what is whole.
+            if (_muxer(name) == "matroska" or _is_whole(path)) and _has_frame(path):
                 stem, suffix = os.path.splitext(name)
-                os.rename(path, os.path.join(folder, f"{stem}-{mark}{suffix}"))
                 rescued.append(os.path.join(folder, f"{stem}-{mark}{suffix}"))
+                os.rename(path, rescued[-1])
             else:
                 os.unlink(path)
     return rescued
@@ -1320,12 +1213,15 @@ def _words(error: BaseException) -> str:
     return str(error) if is_told else f"{type(error).__name__}: {error}"
 
 
+def _demand(is_right: bool, name: str, want: str, value: Any) -> None:
+    if not is_right:
+        raise ValueError(f"{name} must be {want}, got {value!r}")
+
+
 def _positive(name: str, value: float) -> float:
-    try:
+    with contextlib.suppress(TypeError, OverflowError):
         if math.isfinite(value) and value > 0:
             return float(value)
-    except (TypeError, OverflowError):
-        pass
     raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
@@ -1333,18 +1229,6 @@ def _without_noise(quotient: float) -> float:
     """The nearest integer, if only float noise lies between: 0.3 / 0.1 is 3 (TIME-2)."""
     nearest = round(quotient)
     return nearest if math.isclose(quotient, nearest, rel_tol=1e-6) else quotient
-
-
-def _check_filename(name: Any) -> None:
-    want = f"a name that ends in one of {', '.join(_MUXERS)}"
-    with contextlib.suppress(AttributeError, TypeError, UnicodeEncodeError):
-        if name and min(name) < " ":
-            want = "a name without control characters"
-        elif len(name.encode()) > 255:
-            want = "a name of at most 255 bytes"
-        elif name == os.path.basename(name) and os.path.splitext(name)[1].lower() in _MUXERS:
-            return
-    raise ValueError(f"filename must be {want}, got {name!r}")
 
 
 def _check_results(result: Any, env_idx: int, num_envs: int) -> None:
@@ -1376,9 +1260,9 @@ def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
     """Whether `env_ids` selects the env, of a tensor over all (EPI-4)."""
     if env_ids is None:
         return True
-    if isinstance(env_ids, tuple) and hasattr(env_ids[0], "reshape"):
+    if isinstance(env_ids, tuple):
         # Of nonzero(as_tuple=True) and np.where: the indices of the first dimension.
-        return _includes(env_ids[0], env_idx, num_envs)
+        env_ids = env_ids[0] if any(getattr(i, "ndim", 0) for i in env_ids) else list(env_ids)
     ids: Any = getattr(env_ids, "reshape", lambda _: env_ids)(-1)
     library: Any = sys.modules.get("torch", np)
     marks = library.zeros(num_envs, dtype=bool)
@@ -1397,7 +1281,7 @@ class _SelfTestEnv:
 
     dt, num_envs = 0.02, 1
 
-    def __init__(self, resolution: tuple[int, int]) -> None:
+    def __init__(self) -> None:
         import genesis
 
         gs: Any = genesis
@@ -1407,16 +1291,18 @@ class _SelfTestEnv:
         go2 = gs.morphs.URDF(file="urdf/go2/urdf/go2.urdf", pos=(0.0, 0.0, 0.4))
         self.robot = self.scene.add_entity(go2)
         look = {"pos": (1.2, -0.9, 0.6), "lookat": (0.0, 0.0, 0.2)}
-        self.camera = self.scene.add_camera(res=resolution, **look)
+        self.camera = self.scene.add_camera(res=(320, 240), **look)
         self.scene.build(n_envs=1)
-        names = [f"{leg}_{p}" for p in ("hip", "thigh", "calf") for leg in ("FL", "FR", "RL", "RR")]
-        self.motors = [self.robot.get_joint(f"{n}_joint").dofs_idx_local[0] for n in names]
+        joints = [joint for joint in self.robot.joints if joint.n_dofs == 1]
+        self.motors = [joint.dofs_idx_local[0] for joint in joints]
+        self.parts = [joint.name.split("_")[1] for joint in joints]
         self.robot.set_dofs_kp([60.0] * 12, self.motors)
         self.robot.set_dofs_kv([2.0] * 12, self.motors)
 
     def step(self, actions: tuple[float, float]) -> Tuple[None, None, None, None, dict[str, Any]]:
-        bend, sway = 0.9 + 0.4 * actions[0], 0.3 * actions[1]
-        targets = [sway] * 4 + [bend] * 4 + [-2 * bend] * 4
+        bend = {"hip": 0.3 * actions[1], "thigh": 0.9 + 0.4 * actions[0]}
+        bend["calf"] = -2 * bend["thigh"]
+        targets = [bend[part] for part in self.parts]
         self.robot.control_dofs_position(targets, self.motors)
         self.scene.step()
         return None, None, None, None, {}
@@ -1433,22 +1319,22 @@ def _self_test() -> None:
     parser = argparse.ArgumentParser(description=_self_test.__doc__)
     parser.add_argument("--out-dir", default="./videos", help="folder for the two videos")
     parser.add_argument("--steps", type=int, default=200, help="steps of 0.02 s in all")
-    parser.add_argument("--res", default="320x240", help="size of the pictures, WIDTHxHEIGHT")
     options = parser.parse_args()
     episode = max(1, options.steps // 2)
     print("Building a Genesis scene, which takes minutes the first time on a machine", flush=True)
+
+    def tell() -> None:
+        while True:
+            time.sleep(10)
+            print("Genesis is still at work", flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
     try:
         _ffmpeg()  # Genesis takes longer to say what is missing
         warnings.filterwarnings("error", "no video|video ends", RuntimeWarning)
-        width, height = map(int, options.res.split("x"))
         make: Any = VideoWrapper  # an env may be simpler than the documented one
-        env = make(
-            _SelfTestEnv((width, height)),
-            video_length_sec=episode * _SelfTestEnv.dt,
-            step_trigger=lambda step: step == 0,
-            out_dir=options.out_dir,
-            fps=25,
-        )
+        lasts, first = {"video_length_sec": episode * 0.02, "fps": 25}, lambda step: step == 0
+        env = make(_SelfTestEnv(), step_trigger=first, out_dir=options.out_dir, **lasts)
         env.build()
         for step in range(2 * episode):
             if step % episode == 0:
@@ -1458,9 +1344,8 @@ def _self_test() -> None:
         print("Rendering the final episode", flush=True)
         env.close()
     except ModuleNotFoundError as error:
-        missing = error.name or ""
         packages = {"genesis": "torch genesis-world", "imageio_ffmpeg": "imageio-ffmpeg"}
-        sys.exit(f"{error}. Try: pip install {packages.get(missing, missing)}")
+        sys.exit(f"{error}. Try: pip install {packages.get(error.name or '', error.name)}")
     except Exception as error:  # noqa: BLE001 Genesis raises many kinds for want of OpenGL
         hint = "If OpenGL is missing: apt-get install libgl1 libegl1 libxrender1"
         version = getattr(sys.modules.get("genesis"), "__version__", "not loaded")

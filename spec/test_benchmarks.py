@@ -135,7 +135,7 @@ class Go2:
     def step(self, actions: Any) -> Any:
         self.steps += 1
         bend = 0.9 + 0.4 * math.sin(0.13 * self.steps)
-        targets = torch.tensor([0.0] * 4 + [bend] * 4 + [-2 * bend] * 4).expand(self.num_envs, 12)
+        targets = torch.tensor([0.0, bend, -2 * bend] * 4).expand(self.num_envs, 12)
         self.robot.control_dofs_position(targets, self.motors)
         self.scene.step()
         if self.example:

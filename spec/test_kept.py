@@ -209,7 +209,7 @@ class TestKeptForLater:
         wrapper = wrap_stage(reproducible, stage)
         for _ in range(8):
             wrapper.step(None)
-        monkeypatch.setattr(stage.scene.visualizer, "update_visual_states", fail)
+        monkeypatch.setattr(stage.scene.rigid_solver, "update_vgeoms", fail)
         with pytest.warns(RuntimeWarning, match="out of memory"):
             wrapper.step(None)
         for _ in range(8):

@@ -104,7 +104,7 @@ class TestSelfTest:
         self, module: Any, python: Any, tmp_path: Path, read_video: Any
     ) -> None:
         out_dir = tmp_path / "two videos"
-        arguments = ["--out-dir", str(out_dir), "--steps", "12", "--res", "96x64"]
+        arguments = ["--out-dir", str(out_dir), "--steps", "12"]
         result = python(module.__file__, *arguments)
         assert result.returncode == 0, result.stderr
         videos = {path.name: read_video(path) for path in sorted(out_dir.iterdir())}
@@ -112,7 +112,7 @@ class TestSelfTest:
         for name, video in videos.items():
             assert str(out_dir / name) in result.stdout
             assert f"{video.count} frames, {video.duration:.4g} s" in result.stdout
-            assert (video.width, video.height) == (96, 64)
+            assert (video.width, video.height) == (320, 240)
             assert psnr(video.frames[0], video.frames[-1]) < 50  # something moves
 
     @pytest.mark.clause("MAIN-2")
