@@ -1100,9 +1100,17 @@ class TestEpisodes:
             [False],
             torch.tensor(False),
             {"time_out": False},
+            dict.fromkeys("abc", 0),
+            "100",
+            torch.full((3, 1), 0.5),
+            [torch.tensor(0.5)] * 3,
+            torch.zeros(3, 2),
         ],
-        ids=["rewards", "too many", "too many in an array", "too few", "no dimension", "a dict"],
-    )
+        ids=[
+            "rewards", "too many", "too many in an array", "too few", "no dimension", "a dict",
+            "a dict of three", "a str", "rewards of (n, 1)", "rewards in a list", "of (n, 2)",
+        ],
+    )  # fmt: skip
     @pytest.mark.parametrize("place", [2, 3])
     def test_what_cannot_be_flags_is_refused(self, fake: Any, flags: Any, place: int) -> None:
         env = fake.env(watched=2)
@@ -1876,12 +1884,9 @@ def sharpness(frames: list[np.ndarray], pictures: list[np.ndarray]) -> tuple[flo
 
 def widened(mask: np.ndarray) -> np.ndarray:
     """The mask and what lies within four pixels of it."""
-    grown = mask.copy()
-    for shift in range(-4, 5):
-        grown |= np.roll(mask, shift, axis=0)
-    for shift in range(-4, 5):
-        grown |= np.roll(grown, shift, axis=1)
-    return grown
+    for axis in (0, 1):
+        mask = np.logical_or.reduce([np.roll(mask, shift, axis) for shift in range(-4, 5)])
+    return mask
 
 
 class TestClose:

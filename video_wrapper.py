@@ -118,8 +118,13 @@ class Wrapper:
     extras: dict = _passed_on("extras", "The infos that the environment returns.")
 
     def __init__(self, env: GenesisEnv) -> None:
-        if isinstance(env, type) or not all(hasattr(env, n) for n in ("step", "dt", "num_envs")):
-            raise TypeError(f"env must be an env with step(), dt and num_envs, got {env!r}")
+        lacks = [name for name in ("dt", "num_envs") if not hasattr(env, name)]
+        lacks += ["step()"] * (not callable(getattr(env, "step", None)))
+        if isinstance(env, type) or lacks:
+            without = f" without {', '.join(lacks)}" if lacks else ""
+            raise TypeError(
+                f"env must be an env with step, dt, num_envs, got {env!r:.200}{without}"
+            )
         if not getattr(env, "can_be_wrapped", True):
             raise ValueError(f"env must be one that can be wrapped: can_be_wrapped=False on {env}")
         self.env = env
@@ -201,6 +206,8 @@ class VideoWrapper(Wrapper):
                 raise TypeError(f"{name} must be a function of an int, got {trigger!r}")
         is_name = isinstance(camera_attr, str) and camera_attr.isidentifier()
         _demand(is_name, "camera_attr", "a name (the folder is out_dir)", camera_attr)
+        is_count = hasattr(env.num_envs, "__index__") and operator.index(env.num_envs) > 0
+        _demand(is_count, "env.num_envs", "an int above 0", env.num_envs)
         is_index = hasattr(env_idx, "__index__") and 0 <= operator.index(env_idx) < env.num_envs
         _demand(is_index, "env_idx", f"an int in range({env.num_envs})", env_idx)
         name = "0.mp4" if filename is None else filename
@@ -960,14 +967,15 @@ class _Replay:
             if rank is not None:
                 renderer._node_ranks[node] = rank  # the order in which see-through ones are drawn
             renderer.set_pose(node, matrix)
-            if poses is not None:
-                node.mesh.primitives[0].poses = poses
-                if node in self._rigid_nodes:
-                    node.mesh._bounds = None
-                target = [node, "model"]
-                if hasattr(renderer, "get_buffer_id"):  # Genesis 1.0
-                    target = [renderer.get_buffer_id(*target)]
-                context.jit.update_buffer(*target, poses.transpose((0, 2, 1)))
+            if poses is None or np.array_equal(poses, node.mesh.primitives[0].poses):
+                continue
+            target = [node, "model"]
+            if hasattr(renderer, "get_buffer_id"):  # Genesis 1.0
+                target = [renderer.get_buffer_id(*target)]
+            context.jit.update_buffer(*target, poses.transpose((0, 2, 1)))
+            if node in self._rigid_nodes:
+                node.mesh._bounds = None
+            node.mesh.primitives[0].poses = poses  # last, for an interrupt may come before
         renderer._bounds = None
 
     def _check(self, moment: _Moment) -> None:
@@ -1237,17 +1245,22 @@ def _check_results(result: Any, env_idx: int, num_envs: int) -> None:
     if not isinstance(result, (tuple, list)) or len(result) != 5:
         got = f"{len(result)} results" if isinstance(result, (tuple, list)) else repr(result)
         raise TypeError(f"{want}, got {got}")
-    for name, flags in (("terminated", result[2]), ("truncated", result[3])):
-        values = flags.tolist() if hasattr(flags, "tolist") else flags
-        if num_envs == 1 and not isinstance(values, (list, tuple)):
-            values = [values]  # of a single env, without a dimension
-        if flags is not None and not (
-            hasattr(values, "__len__")
-            and env_idx < len(values) <= num_envs
-            and all(v in (0, 1) for v in values if isinstance(v, float))
-        ):
+    for name, flags in zip(("terminated", "truncated"), result[2:4]):
+        if flags is not None and not _are_flags(flags, env_idx, num_envs):
             want += f", {name} being None or a flag for each of {num_envs} envs"
             raise ValueError(f"{want}, got {flags!r:.200}")
+
+
+def _are_flags(flags: Any, env_idx: int, num_envs: int) -> bool:
+    with contextlib.suppress(TypeError, ValueError):
+        values = np.asarray(flags.tolist() if hasattr(flags, "tolist") else flags)
+        count = values.size
+        is_row = values.shape[:1] == (count,) or num_envs == count == 1
+        is_truth = (
+            values.dtype.kind in "biu" or values.dtype.kind == "f" and {*values.flat} <= {0, 1}
+        )
+        return is_row and env_idx < count <= num_envs and is_truth
+    return False
 
 
 def _flag(flags: Any, env_idx: int) -> bool:

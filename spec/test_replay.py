@@ -301,9 +301,9 @@ def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -
     moments = play(stage, case, replay.keep)
     pictures = [np.array(replay.show(moment)[0]) for moment in moments]
     differences = [float((a != b).mean()) for a, b in zip(pictures, wanted, strict=True)]
-    # Before 1.3.3, two eager cameras too draw what is seen through a little differently.
-    is_seen_through = "drawing" in name and RELEASE < (1, 3, 3)
-    assert max(differences) <= 0.01 * is_seen_through, differences
+    # Before 1.3.3, two eager twins too differ by some pixels now and then.
+    is_noisy = RELEASE < (1, 3, 3)
+    assert max(differences) <= 0.01 * is_noisy, differences
     assert any((a != wanted[0]).any() for a in wanted)
     for _ in range(3):
         stage.step()
@@ -443,6 +443,10 @@ def draw_from_elsewhere(replay: Any) -> None:
 )
 def test_the_self_check_finds_another_genesis(genesis: Any, fault: Callable[[Any], None]) -> None:
     stage = make({"on_step": change_light} if fault is hold_no_lights else {})
+    if fault is draw_from_elsewhere and not hasattr(
+        stage.scene.visualizer.context, "tracked_nodes"
+    ):
+        pytest.skip("before Genesis 1.4.5 it is all that draws, so that nothing differs")
     replay = _Replay(stage.scene, stage.camera)
     prepare = replay._prepare
 
