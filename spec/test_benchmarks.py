@@ -28,6 +28,7 @@ from conftest import (
     refuse_threads,
     start_genesis,
 )
+from test_video_wrapper import moving_clip, sharpness
 
 
 def ready(world: Any, results: int = 1, **keywords: Any) -> Any:
@@ -157,14 +158,18 @@ def go2(
     return Go2(width, height, num_envs, example)
 
 
-# Settings of libx264 beside those of the module, which are the first.
+# Settings of libx264 beside those of the module, which are the first. Those with a crf are else the
+# module's, without its -x264-params; the others have x264's own crf, 23.
+SAME = "-preset veryfast -tune zerolatency -threads 1"
 ENCODINGS = [
     "",
+    f"{SAME} -crf 17",
+    f"{SAME} -crf 20",
+    f"{SAME} -crf 23",
     "-preset ultrafast -threads 1",
     "-preset superfast -threads 1",
     "-preset superfast -tune zerolatency -threads 1",
     "-preset veryfast -threads 1",
-    "-preset veryfast -tune zerolatency -threads 1",
     "-preset veryfast",
     "-preset medium -threads 1",
 ]
@@ -447,23 +452,32 @@ class TestBenchmarks:
                 command[i : command.index("-pix_fmt", i)] = settings.split()
             return popen(command, **keywords)
 
+        def wrap(pictures: list[np.ndarray], **keywords: Any) -> Any:
+            env, frames, count = ready(fake), itertools.cycle(pictures), len(pictures)
+            env.camera.render = lambda *_, **__: (next(frames), None, None, None)
+            keywords |= {"step_trigger": lambda n: n % count == 0}
+            return fake.wrap(env, video_length_sec=count * env.dt, **keywords)
+
         monkeypatch.setattr(subprocess, "Popen", start)
-        env = ready(fake, size=(1280, 720))
-        frames = itertools.cycle(pictures)
-        env.camera.render = lambda *_, **__: (next(frames), None, None, None)
-        length = 100 * env.dt
-        wrapper = fake.wrap(env, step_trigger=lambda n: n % 100 == 0, video_length_sec=length)
+        wrapper = wrap(pictures)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         benchmark.pedantic(lambda: fake.run(wrapper, 100), rounds=3)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         video = fake.video("0.mp4")
         quality = np.mean([psnr(a, b) for a, b in zip(video.frames[::9], pictures[::9])])
+        clip = moving_clip(40)
+        fake.run(wrap(clip, filename="clip.mp4"), 40)
+        of_clip = fake.video("clip.mp4")
+        luma, trail = sharpness(of_clip.frames, clip)
         turns.report(
             settings or "as in the module",
             CPU_a_frame=f"{cpu / 300 * 1e3:.1f} ms",
             a_frame=f"{video.path.stat().st_size / 100 / 1000:.1f} kB",
             PSNR=f"{quality:.1f} dB",
+            clip_a_frame=f"{of_clip.path.stat().st_size / 40 / 1000:.1f} kB",
+            luma_where_it_moves=f"{luma:.1f} dB",
+            chroma_trail=f"{trail:.2f} levels",
         )
 
 

@@ -1,0 +1,344 @@
+"""What an env and a camera must have (BLD, EPI-7, TRAIN-3): of Genesis' kinds, and of the README."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT, draw_step, psnr, start_genesis, warned
+from spec.stages import Stage
+
+
+def shows(frames: list[np.ndarray], pictures: list[np.ndarray], first: int) -> bool:
+    """Whether the frames are the pictures from number `first` on, and nearer to no other one."""
+    likeness = np.array([[psnr(frame, picture) for picture in pictures] for frame in frames])
+    own = likeness[range(len(frames)), range(first, first + len(frames))]
+    return bool((own == likeness.max(axis=1)).all() and own.min() >= 30)
+
+
+def add_sensor(stage: Stage, is_attached: bool) -> None:
+    """Adds a camera sensor. It looks down, for software OpenGL takes seconds for a horizon."""
+    gs = start_genesis()
+    if not hasattr(getattr(gs, "sensors", None), "RasterizerCameraOptions"):
+        pytest.skip("this Genesis has no camera sensors")
+    options = {"res": (96, 64), "pos": (0.3, -1.2, 1.6), "lookat": (0.1, 0.0, 0.2)}
+    if is_attached:
+        options |= {"entity_idx": stage.boxes[1].idx, "link_idx_local": 0}
+        options |= {"pos": (0.0, -0.6, 1.5), "lookat": (0.0, 0.0, 0.0)}
+    stage.sensor = stage.scene.add_sensor(gs.sensors.RasterizerCameraOptions(**options))
+
+
+@pytest.mark.parametrize("env_idx", [0, 1])
+@pytest.mark.parametrize("is_attached", [False, True], ids=["static", "attached"])
+class TestSensors:
+    @pytest.mark.clause("BLD-5")
+    def test_a_camera_sensor_records_what_it_reads_after_each_step(
+        self, genesis: Any, new_stage: type[Stage], is_attached: bool, env_idx: int
+    ) -> None:
+        pictures, wrapper = wrap_sensor(
+            genesis, new_stage, is_attached, env_idx, record_final_episode=False
+        )
+        for _ in range(12):
+            wrapper.step(None)
+        assert genesis.files() == ["3.mp4"]
+        video = genesis.video("3.mp4")
+        assert video.count == 5
+        assert shows(video.frames, pictures, 3)
+
+    @pytest.mark.clause("FIN-10")
+    def test_its_final_episode_is_rendered_as_it_goes_and_one_warning_says_so(
+        self, genesis: Any, new_stage: type[Stage], is_attached: bool, env_idx: int
+    ) -> None:
+        pictures, wrapper = wrap_sensor(genesis, new_stage, is_attached, env_idx)
+        with warned("record_final_episode=False", "sensor", "as it goes"):
+            for steps in (2, 10, 4):
+                for _ in range(steps):
+                    wrapper.step(None)
+                wrapper.reset()
+            wrapper.close()
+        assert genesis.files() == ["12.mp4", "3.mp4"]
+        video = genesis.video("12.mp4")
+        assert video.count == 4
+        assert shows(video.frames, pictures, 12)
+
+
+def wrap_sensor(
+    world: Any, new_stage: type[Stage], is_attached: bool, env_idx: int, **keywords: Any
+) -> tuple[list[np.ndarray], Any]:
+    """A wrapped env whose camera is a sensor, and what that reads after each step of a bare one."""
+    bare, stage = (new_stage(add=lambda stage: add_sensor(stage, is_attached)) for _ in range(2))
+    pictures = []
+    for _ in range(16):
+        bare.step()
+        pictures.append(bare.sensor.read().rgb.cpu().numpy().copy())
+    assert max(psnr(*picture) for picture in pictures) < 40
+    wrapper = world.wrap(
+        stage, camera_attr="sensor", env_idx=env_idx, video_length_sec=0.1,
+        step_trigger=lambda n: n == 3, **keywords,
+    )  # fmt: skip
+    # The other env's come last, to which no frame may be nearer.
+    return [p[env_idx] for p in pictures] + [p[1 - env_idx] for p in pictures], wrapper
+
+
+class Go2Env:
+    """In the shape of Genesis' locomotion example: built when it is made, it resets its own envs.
+
+    Its step() returns observations, rewards, whether an episode is over, and extras.
+    """
+
+    def __init__(self, num_envs: int = 2) -> None:
+        gs = start_genesis()
+        self.num_envs, self.dt, self.cfg = num_envs, 0.02, {"episode_steps": 14, "lowest": 0.265}
+        sim_options = gs.options.SimOptions(dt=self.dt, substeps=2)
+        self.scene = gs.Scene(sim_options=sim_options, show_viewer=False)
+        self.scene.add_entity(gs.morphs.Plane())
+        self.robot = self.scene.add_entity(gs.morphs.URDF(file="urdf/go2/urdf/go2.urdf"))
+        look = {"pos": (1.4, -0.4, 1.3), "lookat": (0.0, 0.35, 0.2)}
+        self.camera = self.scene.add_camera(res=(96, 64), **look)
+        self.scene.build(n_envs=num_envs, env_spacing=(0.0, 0.7))
+        self.motors = list(range(6, 18))
+        self.robot.set_dofs_kp([20.0] * 12, self.motors)
+        self.robot.set_dofs_kv([0.5] * 12, self.motors)
+        self.pose = torch.tensor([0.0, 0.8, -1.5] * 2 + [0.0, 1.0, -1.5] * 2)  # leg by leg
+        self.start = torch.cat([torch.tensor([0, 0, 0.42, 1, 0, 0, 0]), self.pose])
+        self.age = torch.zeros(num_envs)
+        self.reset()
+
+    def step(self, actions: torch.Tensor) -> tuple[Any, ...]:
+        self.robot.control_dofs_position(0.25 * actions + self.pose, self.motors)
+        self.scene.step()
+        self.age += 1
+        self.truncated = self.age >= self.cfg["episode_steps"]
+        self.terminated = self.robot.get_pos()[:, 2] < self.cfg["lowest"]
+        done, rewards = self.terminated | self.truncated, self.robot.get_vel()[:, 0]
+        self.reset_idx(done.nonzero()[:, 0])
+        return self.robot.get_pos(), rewards, done, {"time_outs": self.truncated.float()}
+
+    def reset_idx(self, ids: torch.Tensor) -> None:
+        if len(ids):
+            self.robot.set_qpos(self.start.expand(len(ids), 19), envs_idx=ids)
+            self.robot.zero_all_dofs_velocity(ids)
+            self.age[ids] = 0
+
+    def reset(self) -> tuple[torch.Tensor, None]:
+        self.reset_idx(torch.arange(self.num_envs))
+        self.age -= 4 * torch.arange(self.num_envs)  # so that not all episodes end at once
+        return self.robot.get_pos(), None
+
+
+class FiveResultsEnv(Go2Env):
+    """The same, with the two ends of an episode apart."""
+
+    def step(self, actions: torch.Tensor) -> tuple[Any, ...]:
+        observations, rewards, _, extras = super().step(actions)
+        return observations, rewards, self.terminated, self.truncated, extras
+
+
+def act(env: Any, steps: int) -> list[Any]:
+    """Acts at random, and returns what came."""
+    random = torch.Generator().manual_seed(0)
+    env.reset()
+    return [env.step(torch.randn(2, 12, generator=random)) for _ in range(steps)]
+
+
+@pytest.fixture(scope="module")
+def bare(real_scene: Any) -> tuple[list[Any], list[np.ndarray]]:
+    """What the env of five results returns, and its camera shows, where it is not wrapped."""
+    env, pictures = FiveResultsEnv(), []
+    step = env.step
+
+    def step_and_render(actions: torch.Tensor) -> tuple[Any, ...]:
+        results = step(actions)
+        pictures.append(np.array(env.camera.render()[0]))
+        return results
+
+    env.step = step_and_render
+    return act(env, 36), pictures
+
+
+class TestGo2Example:
+    @pytest.mark.clause("EPI-7")
+    def test_four_results_are_refused_at_the_first_step(self, fake: Any, real_scene: Any) -> None:
+        wrapper = fake.wrap(Go2Env(), build=False)
+        names = "observations.*rewards.*terminated.*truncated.*extras"
+        with pytest.raises(TypeError, match=rf"{names}.*\b(4|four)\b"):
+            act(wrapper, 1)
+
+    @pytest.mark.clause("TRAIN-2", "TRAIN-3")
+    @pytest.mark.parametrize("env_idx", [0, 1])
+    def test_five_results_train_and_leave_their_videos(
+        self, fake: Any, bare: Any, env_idx: int
+    ) -> None:
+        wanted, pictures = bare
+        wrapper = fake.wrap(
+            FiveResultsEnv(),
+            env_idx=env_idx,
+            video_length_sec=0.36,
+            episode_trigger=lambda e: e < 1,
+        )
+        results = act(wrapper, 36)
+        wrapper.close()
+        assert all(torch.equal(a[i], b[i]) for a, b in zip(wanted, results) for i in range(4))
+        ends = [n for n, result in enumerate(wanted) if result[2][env_idx] or result[3][env_idx]]
+        assert ends[0] < 18 <= ends[-1] < 32  # so that the first video shows a reset
+        assert fake.files() == sorted(["0.mp4", f"{ends[-1] + 1}.mp4"])
+        for first in (0, ends[-1] + 1):
+            video = fake.video(f"{first}.mp4")
+            assert video.count == min(18, 36 - first)
+            assert shows(video.frames, pictures, first)
+
+
+def table(head: str) -> dict[str, str]:
+    """The README's table whose first column has that head: its first column, and its second."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^\| {head} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert found, f"README.md has no table of each {head}"
+    return dict(line.strip("| ").split(" | ")[:2] for line in found[1].splitlines())
+
+
+def default(words: str) -> Any:
+    """The value that a cell gives, or None where it says what happens without one."""
+    try:
+        return ast.literal_eval(words.strip("`"))
+    except (ValueError, SyntaxError):
+        return None
+
+
+class Env(SimpleNamespace):
+    """An env of 2 envs with what it must have, and no other attribute but those given."""
+
+    def __init__(self, picture: Any = None, flags: Any = lambda n: (None, None), **more: Any):
+        numbers, shown = itertools.count(), [0]
+
+        def step(actions: Any) -> Any:
+            shown[0] = next(numbers)
+            return None, None, *flags(shown[0]), {}
+
+        camera = SimpleNamespace(render=lambda: (picture or numbered)(shown[0]))
+        super().__init__(**{"dt": 0.1, "num_envs": 2, "step": step, "camera": camera} | more)
+
+
+def numbered(number: int) -> np.ndarray:
+    picture = np.full((64, 96, 3), 90, np.uint8)
+    draw_step(picture, number)
+    return picture
+
+
+PICTURES = {
+    "array": numbered,
+    "tensor": lambda n: torch.from_numpy(numbered(n)),
+    "one for each env": lambda n: np.stack([numbered(n + 500), numbered(n)]),
+    "tuple": lambda n: (numbered(n), None, None, None),
+    "tuple, one for each env": lambda n: (torch.from_numpy(PICTURES["one for each env"](n)),),
+}
+FLAGS = {
+    "tensor": torch.tensor,
+    "tensor of 0.0 and 1.0": lambda flags: torch.tensor(flags).float(),
+    "array": np.array,
+    "list": list,
+}
+
+
+class TestReadmeTables:
+    @pytest.mark.clause("API-1")
+    def test_the_arguments_and_their_defaults(self, implementation: type) -> None:
+        said = {}
+        for row, defaults in table("argument").items():
+            names, each = re.findall(r"`(\w+)`", row), defaults.split(", ")
+            each = each if len(each) == len(names) else [defaults] * len(names)
+            said |= dict(zip(names, map(default, each)))
+        parameters = list(inspect.signature(implementation).parameters.values())
+        assert said == {p.name: p.default for p in parameters[1:]}
+
+    @pytest.mark.clause("TRAIN-3")
+    def test_each_row_is_tested_here(self) -> None:
+        rows = table("what")
+        assert list(rows) == ["env", "flags", "camera"]
+        assert set(re.findall(r"`([\w.]+)", rows["env"])) == {
+            "dt", "num_envs", "step", "reset", "get_observations", "build", "close", "env.unwrapped"
+        }  # fmt: skip
+
+    @pytest.mark.clause("TRAIN-3")
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("dt", ""),
+            ("num_envs", ""),
+            ("step", ""),
+            ("camera", ""),
+            ("camera", None),
+            ("camera", 3),
+        ],
+    )
+    def test_what_an_env_lacks_is_named_before_the_first_step(
+        self, fake: Any, implementation: type, name: str, value: Any
+    ) -> None:
+        env = Env(**{name: value})
+        if value == "":
+            delattr(env, name)
+        with pytest.raises((TypeError, AttributeError), match=rf"\b{name}\b"):
+            implementation(env, out_dir=str(fake.out_dir)).build()
+
+    @pytest.mark.clause("TRAIN-3")
+    @pytest.mark.parametrize("name", ["reset", "get_observations"])
+    def test_what_else_is_called_is_named_when_it_is_called(self, fake: Any, name: str) -> None:
+        env = Env()
+        wrapper = fake.wrap(env)
+        for _ in range(8):
+            wrapper.step(None)
+        with pytest.raises(AttributeError, match=rf"\b{name}\b"):
+            getattr(wrapper, name)()
+        setattr(env, name, lambda: "what the env returns")
+        assert getattr(wrapper, name)() == "what the env returns"
+        wrapper.close()
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("TRAIN-3")
+    def test_other_attributes_are_neither_read_nor_set(self, fake: Any) -> None:
+        class Told(Env):
+            def __getattribute__(self, name: str) -> Any:
+                assert name not in ("device", "cfg"), f"{name} was read"
+                return super().__getattribute__(name)
+
+        env = Told(device="cpu", cfg={})
+        wrapper = fake.wrap(env)
+        for _ in range(8):
+            wrapper.step(None)
+        wrapper.close()
+        assert not hasattr(wrapper, "device") and not hasattr(wrapper, "cfg")
+        wrapper.device = "cuda"
+        assert wrapper.unwrapped is env and vars(env)["device"] == "cpu"
+
+    @pytest.mark.clause("TRAIN-3")
+    @pytest.mark.parametrize("place", [0, 1])
+    @pytest.mark.parametrize("kind", FLAGS)
+    def test_flags_of_each_kind_end_an_episode(self, fake: Any, kind: str, place: int) -> None:
+        def flags(number: int) -> list[Any]:
+            ends = FLAGS[kind]([number == 1, number == 3])
+            return [ends, None] if place == 0 else [None, ends]
+
+        wrapper = fake.wrap(Env(flags=flags), env_idx=1, episode_trigger=lambda e: e == 1)
+        for _ in range(9):
+            wrapper.step(None)
+        wrapper.close()
+        assert fake.videos() == {"4.mp4": [4, 5, 6, 7, 8]}
+
+    @pytest.mark.clause("TRAIN-3")
+    @pytest.mark.parametrize("method", ["render", "read"])
+    @pytest.mark.parametrize("kind", PICTURES)
+    def test_a_picture_of_each_kind_is_recorded(self, fake: Any, kind: str, method: str) -> None:
+        env = Env(PICTURES[kind])
+        env.camera = SimpleNamespace(**{method: env.camera.render})
+        wrapper = fake.wrap(env, env_idx=1)
+        for _ in range(5):
+            wrapper.step(None)
+        wrapper.close()
+        assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
