@@ -7,10 +7,12 @@ import http.server
 import inspect
 import json
 import math
+import os
 import queue
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,23 @@ class TestReadme:
         assert set(listed) == set(defaults)
         told = {name: value for name, value in defaults.items() if value is not None}
         assert {name: ast.literal_eval(listed[name]) for name in told} == told
+
+    @pytest.mark.of_suite
+    def test_the_suite_needs_no_more_than_it_says(self, tmp_path: Path) -> None:
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        for name in re.findall(r"`(.*?)`", re.search(r"Keep (.*) together", text)[1]):
+            copy = shutil.copytree if name.endswith("/") else shutil.copy
+            copy(ROOT / name, tmp_path / name)
+        (tmp_path / "your_package").mkdir()
+        shutil.copy(ROOT / "spec/second_implementation.py", tmp_path / "your_package" / "video.py")
+        command = re.search(r"^\.venv/bin/python (-m pytest -m quick .*)", text, re.MULTILINE)[1]
+        subprocess.run(
+            [sys.executable, *command.split(), "--clauses=DEL-2", "-p", "no:cacheprovider"],
+            cwd=tmp_path,
+            check=True,
+            env={n: v for n, v in os.environ.items() if n != "PYTHONPATH"},
+        )
+        assert "| DEL-2 | MUST | documented | pass |" in (tmp_path / "report.md").read_text()
 
     @pytest.mark.clause("MAIN-3")
     def test_every_example_is_run(self) -> None:
