@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import http.server
+import inspect
 import json
 import math
+import os
 import queue
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -178,6 +182,50 @@ README_LEAVES = {
 
 
 class TestReadme:
+    @pytest.mark.of_suite
+    def test_its_figure_of_clauses_is_right_and_tests_name_them_all(self, suite: Any) -> None:
+        files = [ROOT / "test_video_wrapper.py", *(ROOT / "spec").glob("test_*.py")]
+        tests = "".join(file.read_text(encoding="utf-8") for file in files)
+        assert [name for name in suite.clauses if f'"{name}"' not in tests] == []
+        words = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+        assert len(suite.clauses) > int(re.search(r"more than (\d+) \[clauses\]", words)[1])
+
+    @pytest.mark.of_suite
+    def test_its_arguments_are_the_module_s(self, implementation: type) -> None:
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        table = text.partition("| argument | default | |")[2].partition("\n\n")[0]
+        rows = [line.split(" | ") for line in table.splitlines()[2:]]
+        listed: dict[str, Any] = {}
+        for names, default, _ in rows:
+            arguments = re.findall(r"`(\w+)`", names)
+            values = [value.strip("`") for value in default.split(", ")]
+            listed |= dict(zip(arguments, values + [""] * 2))
+        defaults = {
+            parameter.name: parameter.default
+            for parameter in inspect.signature(implementation).parameters.values()
+        }
+        del defaults["env"]
+        assert set(listed) == set(defaults)
+        told = {name: value for name, value in defaults.items() if value is not None}
+        assert {name: ast.literal_eval(listed[name]) for name in told} == told
+
+    @pytest.mark.of_suite
+    def test_the_suite_needs_no_more_than_it_says(self, tmp_path: Path) -> None:
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        for name in re.findall(r"`(.*?)`", re.search(r"Keep (.*) together", text)[1]):
+            copy = shutil.copytree if name.endswith("/") else shutil.copy
+            copy(ROOT / name, tmp_path / name)
+        (tmp_path / "your_package").mkdir()
+        shutil.copy(ROOT / "spec/second_implementation.py", tmp_path / "your_package" / "video.py")
+        command = re.search(r"^\.venv/bin/python (-m pytest -m quick .*)", text, re.MULTILINE)[1]
+        subprocess.run(
+            [sys.executable, *command.split(), "--clauses=DEL-2", "-p", "no:cacheprovider"],
+            cwd=tmp_path,
+            check=True,
+            env={n: v for n, v in os.environ.items() if n != "PYTHONPATH"},
+        )
+        assert "| DEL-2 | MUST | documented | pass |" in (tmp_path / "report.md").read_text()
+
     @pytest.mark.clause("MAIN-3")
     def test_every_example_is_run(self) -> None:
         assert list(README_LEAVES) == list(readme_examples())

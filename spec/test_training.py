@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import psnr
+from conftest import FakeEnv, psnr
 from spec.stages import Stage, record_stage
 
 TRAINING = ["genesis_forge", "rsl_rl", "skrl"]
@@ -90,6 +91,19 @@ def go2_task(arrows: bool) -> Any:
     return Go2()
 
 
+def rsl_rl_config(steps: int) -> dict[str, Any]:
+    """For PPO with so many steps in an iteration."""
+    model = {"class_name": "MLPModel", "hidden_dims": [32]}
+    return {
+        "num_steps_per_env": steps,
+        "save_interval": 100,
+        "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
+        "actor": model | {"distribution_cfg": {"class_name": "GaussianDistribution"}},
+        "critic": model,
+        "algorithm": {"class_name": "PPO"},
+    }
+
+
 def train_rsl_rl(env: Any) -> Any:
     """Trains for 44 steps. Returns the policy."""
     from genesis_forge.wrappers import RslRlWrapper
@@ -98,16 +112,7 @@ def train_rsl_rl(env: Any) -> Any:
     env = RslRlWrapper(env)
     env.build()
     env.reset()
-    model = {"class_name": "MLPModel", "hidden_dims": [32]}
-    config = {
-        "num_steps_per_env": 11,
-        "save_interval": 100,
-        "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
-        "actor": model | {"distribution_cfg": {"class_name": "GaussianDistribution"}},
-        "critic": model,
-        "algorithm": {"class_name": "PPO"},
-    }
-    runner = OnPolicyRunner(env, config)
+    runner = OnPolicyRunner(env, rsl_rl_config(11))
     runner.learn(4)
     env.close()
     return runner.alg.get_policy()
@@ -201,6 +206,37 @@ def train(library: str, arrows: bool, wrapped: str, file: str) -> None:
     base.camera.render, env.step, env.close = count, step, close
     policy = {"rsl_rl": train_rsl_rl, "skrl": train_skrl}[library](env)
     torch.save([*returned, *policy.state_dict().values()], file)
+
+
+def train_with_wandb(log_dir: str) -> None:
+    """Trains for 40 steps, four episodes, with rsl_rl's own writer for Weights & Biases."""
+    from rsl_rl.env import VecEnv
+    from rsl_rl.runners import OnPolicyRunner
+    from tensordict import TensorDict
+
+    from video_wrapper import VideoWrapper
+
+    class Env(VecEnv):
+        device, max_episode_length, cfg = "cpu", 10, SimpleNamespace(to_dict=dict)
+
+        def __init__(self) -> None:
+            base = FakeEnv(terminated_at=range(9, 99, 10))
+            options = {"fps": 10, "video_length_sec": 0.5}
+            self.env = VideoWrapper(base, out_dir=f"{log_dir}/videos", **options)
+            self.env = VideoWrapper(self.env, out_dir=f"{log_dir}/again", **options)
+            self.num_envs, self.num_actions = base.num_envs, base.num_actions
+            self.episode_length_buf = torch.zeros(base.num_envs)
+
+        def get_observations(self) -> TensorDict:
+            return TensorDict({"policy": self.env.get_observations()}, [self.num_envs])
+
+        def step(self, actions: torch.Tensor) -> Any:
+            _, rewards, terminated, truncated, extras = self.env.step(actions)
+            return self.get_observations(), rewards, terminated | truncated, extras
+
+    env, writer = Env(), {"class_name": "WandbLogWriter", "project_name": "go2"}
+    OnPolicyRunner(env, rsl_rl_config(10) | {"logger": writer}, log_dir).learn(4)
+    env.env.close()
 
 
 class PlainEnv:
@@ -304,6 +340,25 @@ class TestTraining:
         if library == "rsl_rl":  # skrl closes the env when Python exits
             # Two triggered videos of five frames, and nothing of what was not the last episode.
             assert "rendered before close(): 10\n" in result.stdout
+
+    @pytest.mark.clause("TRAIN-1", "FILE-3")
+    def test_rsl_rl_uploads_a_whole_video_of_each_name_but_the_last_episode(
+        self, module: Any, python: Any, tmp_path: Path, read_video: Any
+    ) -> None:
+        pytest.importorskip("rsl_rl")
+        pytest.importorskip("wandb")
+        log_dir = str(tmp_path / "run")
+        code = f"from spec.test_training import train_with_wandb; train_with_wandb({log_dir!r})"
+        result = python(code, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
+        assert result.returncode == 0, result.stderr
+        for folder in ("videos", "again"):
+            videos = {
+                path.name: read_video(path).steps for path in tmp_path.glob(f"run/{folder}/*")
+            }
+            assert sorted(videos) == ["0.mp4", "10.mp4", "30.mp4"]
+        uploads = [*tmp_path.glob("wandb/offline-run-*/files/media/videos/*")]
+        uploaded = sorted(read_video(path).steps for path in uploads)
+        assert uploaded == [videos["0.mp4"], videos["10.mp4"]]
 
     @pytest.mark.clause("TRAIN-2", "TRAIN-3")
     def test_an_env_written_by_hand_needs_no_base_class(
