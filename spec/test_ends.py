@@ -21,7 +21,16 @@ from typing import Any
 import imageio_ffmpeg
 import pytest
 
-from conftest import Job, encoders, first_only, needs_proc, never, wait_until, warned
+from conftest import (
+    Job,
+    encoders,
+    first_only,
+    is_video_name,
+    needs_proc,
+    never,
+    wait_until,
+    warned,
+)
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
@@ -124,22 +133,40 @@ class TestSignalsToAJob:
         videos = {f"{n}.mp4": list(range(n, n + 30)) for n in range(0, 200, 40)}
         assert job.world.videos() == videos
 
-    @pytest.mark.clause("CLOSE-7", "CLOSE-9")
-    def test_a_sigterm_that_is_left_to_itself_kills_and_leaves_what_was_recorded_hidden(
-        self, start: Any
-    ) -> None:
-        code = TRAINING.format(handlers="", keywords=KINDS["active"], training="train(4000)")
-        job = start(code)
-        job.wait_for("under way")
-        ffmpeg = job.processes()[1:]
-        job.send(signal.SIGTERM)
-        assert job.wait() == -signal.SIGTERM, job.output
-        wait_for_ends(ffmpeg)
+    @pytest.mark.clause("CLOSE-7")
+    def test_a_sigterm_that_is_left_to_itself_kills(self, start: Any) -> None:
+        job = killed_by_sigterm(start)
+        assert not [name for name in job.world.files() if is_video_name(name)], job.world.files()
+
+    @pytest.mark.clause("CLOSE-9")
+    def test_a_sigterm_that_kills_leaves_what_was_recorded_hidden(self, start: Any) -> None:
+        job = killed_by_sigterm(start)
         (left,) = job.world.files()
         assert re.fullmatch(r"\.[0-9a-f]{8}-0\.mp4\.part", left)
         steps = job.world.video(left).steps
         assert steps == list(range(len(steps)))
         assert len(steps) >= 17  # some may have waited for ffmpeg (COST-3)
+
+
+def killed_by_sigterm(start: Any) -> Job:
+    """A training that was sent SIGTERM in mid-recording, and has no handler for it."""
+    code = TRAINING.format(handlers="", keywords=KINDS["active"], training="train(4000)")
+    job = start(code)
+    job.wait_for("under way")
+    ffmpeg = job.processes()[1:]
+    job.send(signal.SIGTERM)
+    assert job.wait() == -signal.SIGTERM, job.output
+    wait_for_ends(ffmpeg)
+    return job
+
+
+def encoder_of(job: Job) -> int:
+    """The one process that a training has while it records."""
+    found = job.processes()[1:]
+    if not found:
+        pytest.skip("its encoder is no process that could be stopped")
+    (encoder,) = found
+    return encoder
 
 
 def wait_for_ends(pids: list[int]) -> None:
@@ -418,7 +445,7 @@ class TestInterruptedSaving:
         training = "train(20); time.sleep(1); print('closes'); wrapper.close()"
         job = start(TRAINING.format(handlers="", keywords=kind, training=training))
         job.wait_for("under way")
-        _, ffmpeg = job.processes()
+        ffmpeg = encoder_of(job)
         job.send(signal.SIGSTOP, ffmpeg)
         job.wait_for("closes")
         time.sleep(0.3)
@@ -438,7 +465,7 @@ class TestInterruptedSaving:
         handlers = "[signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGHUP)]"
         job = start(TRAINING.format(handlers=handlers, keywords=kind, training="train(4000)"))
         job.wait_for("under way")
-        _, ffmpeg = job.processes()
+        ffmpeg = encoder_of(job)
         job.send(signal.SIGSTOP, ffmpeg)
         for name in names.split():
             job.send(getattr(signal, name), job.process.pid)
@@ -533,9 +560,11 @@ class TestLostExitStatus:
     def test_the_file_of_a_killed_encoder_is_not_taken_for_a_video(
         self, script: Any, status: str
     ) -> None:
-        kill = "[os.kill(pid, signal.SIGKILL) for pid in conftest.encoders()]"
+        kill = "print([os.kill(pid, signal.SIGKILL) for pid in conftest.encoders()])"
         fails = "len(said) == 1 and name in said[0] and not world.files()"
         result = script(WITHOUT_STATUS.format(at_work=kill, status=status, wanted=fails))
+        if result.stdout.startswith("[]"):
+            pytest.skip("its encoder is no process that could be killed")
         assert result.returncode == 0, result.stdout + result.stderr
 
     @pytest.mark.clause("FAIL-7")
