@@ -388,6 +388,14 @@ class TestArguments:
         with pytest.raises(TypeError, match="env"):
             implementation(env, out_dir=str(fake.out_dir))
 
+    @pytest.mark.clause("ARG-11")
+    @pytest.mark.parametrize("number", [None, "2", 0, -1])
+    def test_an_env_without_a_number_of_envs_is_refused(self, fake: Any, number: Any) -> None:
+        env = fake.env()
+        env.num_envs = number
+        with pytest.raises((TypeError, ValueError)):
+            fake.wrap(env)
+
     @pytest.mark.clause("ARG-13")
     @pytest.mark.parametrize(
         ("name", "value"),
