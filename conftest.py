@@ -1441,6 +1441,35 @@ class TimeLimit:
             return (yield)
 
 
+class Progress:
+    """Says every ten seconds which test still runs: Genesis compiles for minutes the first time."""
+
+    _name, _start, _told = "", 0.0, 0.0
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """While pytest captures nothing yet."""
+        threading.Thread(target=self._tell, args=[os.dup(1)], name="progress", daemon=True).start()
+
+    def _tell(self, out: int) -> None:
+        while True:
+            time.sleep(1)
+            now = time.monotonic()
+            if self._name and now - self._told >= 10:
+                self._told = now
+                words = f"\n{self._name} has run for {now - self._start:.0f} s\n"
+                os.write(out, words.encode(errors="replace"))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """A test, its fixtures among it."""
+        self._start = self._told = time.monotonic()
+        self._name = item.name
+        try:
+            return (yield)
+        finally:
+            self._name = ""
+
+
 def installed(distribution: str) -> str:
     """The version of an installed distribution."""
     try:
@@ -1480,6 +1509,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "quick: on a fake env, without processes; set by itself")
     if hasattr(signal, "setitimer"):  # not on Windows
         config.pluginmanager.register(TimeLimit(config))
+    config.pluginmanager.register(Progress())
     config.stash[SUITE] = Suite(config)
     config.pluginmanager.register(config.stash[SUITE])
     config.pluginmanager.register(Costs(config))

@@ -807,6 +807,8 @@ class _Replay:
                 raise
             missing = f"this release of Genesis has no {owner.__name__}.{error.name}"
             raise _NotReplayable(missing) from error
+        except ImportError as error:
+            raise _NotReplayable(f"this release of Genesis differs: {error}") from error
         self._kept += 1
         return moment
 

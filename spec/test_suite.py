@@ -139,6 +139,13 @@ VideoWrapper.get_observations = lambda self: time.sleep(1000)
         assert "it has not ended after 3 s" in run.why["DEL-2"]
         assert run.code == 1
 
+    def test_a_test_that_takes_long_says_so(self, judge: Any) -> None:
+        run = judge(
+            "import time\nVideoWrapper.get_observations = lambda self: time.sleep(12)\n",
+            "--clauses=DEL-3",
+        )
+        assert re.search(r"pass_through has run for 1\d s", run.text), run.text
+
     @pytest.mark.parametrize("option", ["--clauses=TIME-4", "-k TIME-4"])
     def test_tests_are_selected_by_clause(self, judge: Any, option: str) -> None:
         run = judge("", *option.split(), "--collect-only", "-q")
