@@ -1441,33 +1441,51 @@ class TimeLimit:
             return (yield)
 
 
+# A process of its own, since Genesis compiles for minutes and lets no other thread of Python run.
+TELLER = """
+import sys, threading, time
+name, start, told = "", 0.0, 0.0
+def read():
+    global name, start
+    for line in sys.stdin:
+        name, start = line.strip(), time.monotonic()
+reader = threading.Thread(target=read, daemon=True)
+reader.start()
+while reader.is_alive():
+    reader.join(0.5)
+    now = time.monotonic()
+    if name and now - max(start, told) >= 10:
+        told = now
+        print(f"\\n{name} has run for {now - start:.0f} s", flush=True)
+"""
+
+
 class Progress:
-    """Says every ten seconds which test still runs: Genesis compiles for minutes the first time."""
+    """Says every ten seconds which test is at work, with its fixtures, one of which builds a scene."""
 
-    _name, _start, _told = "", 0.0, 0.0
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", TELLER]
+        self._teller = subprocess.Popen(
+            command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
 
-    def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """While pytest captures nothing yet."""
-        threading.Thread(target=self._tell, args=[os.dup(1)], name="progress", daemon=True).start()
-
-    def _tell(self, out: int) -> None:
-        while True:
-            time.sleep(1)
-            now = time.monotonic()
-            if self._name and now - self._told >= 10:
-                self._told = now
-                words = f"\n{self._name} has run for {now - self._start:.0f} s\n"
-                os.write(out, words.encode(errors="replace"))
+    def _tell(self, name: str) -> None:
+        with contextlib.suppress(OSError):  # somebody has killed it
+            self._teller.stdin.write(f"{name}\n".encode())
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """A test, its fixtures among it."""
-        self._start = self._told = time.monotonic()
-        self._name = item.name
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
+        """A test."""
+        self._tell(item.name)
         try:
             return (yield)
         finally:
-            self._name = ""
+            self._tell("")
+
+    def pytest_unconfigure(self) -> None:
+        """The end of the run."""
+        self._teller.stdin.close()
+        self._teller.wait()
 
 
 def installed(distribution: str) -> str:

@@ -41,6 +41,7 @@ import multiprocessing.util
 import operator
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -1148,11 +1149,19 @@ def _muxer(path: str) -> Any:
 
 def _is_whole(path: str) -> bool:
     """Whether ffmpeg has completed the file: its exit code is lost where SIGCHLD is ignored."""
+    size, position = os.path.getsize(path), 0
     with open(path, "rb") as file:
         head = file.read(64)
-    # An MP4's index is put at the front last of all, and so is Matroska's length, until then all
-    # ones, into its head.
-    return b"moov" in head or b"\x18S\x80g\x01" in head and b"\x01" + b"\xff" * 7 not in head
+        if segment := re.search(rb"\x18S\x80g\x01(.{7})", head, re.DOTALL):
+            # Matroska's length, which is all ones until the end.
+            return segment.end() + int.from_bytes(segment[1], "big") == size
+        while position < size:
+            file.seek(position)
+            box = file.read(16)
+            length = int.from_bytes(box[:4], "big")
+            position += max(int.from_bytes(box[8:], "big") if length == 1 else length, 8)
+    # The last that +faststart does is to put the index, moov, at the front.
+    return position == size and b"moov" in head
 
 
 def _has_frame(path: str) -> bool:
@@ -1338,12 +1347,17 @@ def _self_test() -> None:
     episode = max(1, options.steps // 2)
     print("Building a Genesis scene, which takes minutes the first time on a machine", flush=True)
 
-    def tell() -> None:
-        while True:
-            time.sleep(10)
-            print("Genesis is still at work", flush=True)
-
-    threading.Thread(target=tell, daemon=True).start()
+    # A process, since Genesis compiles for a minute at a time and lets no thread run meanwhile.
+    code = """
+import sys, threading
+reader = threading.Thread(target=sys.stdin.read, daemon=True)
+reader.start()
+while reader.join(10) or reader.is_alive():
+    print("Genesis is still at work", flush=True)
+"""
+    command = [sys.executable, "-c", code]
+    teller = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    atexit.register(teller.communicate)
     try:
         _ffmpeg()  # Genesis takes longer to say what is missing
         warnings.filterwarnings("error", "no video|video ends", RuntimeWarning)
