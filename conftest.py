@@ -1525,6 +1525,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/README.md that it tests")
     config.addinivalue_line("markers", "of_suite: judges the suite, and no implementation")
     config.addinivalue_line("markers", "quick: on a fake env, without processes; set by itself")
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as where a shell runs it in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "setitimer"):  # not on Windows
         config.pluginmanager.register(TimeLimit(config))
     config.pluginmanager.register(Progress())
