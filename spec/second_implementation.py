@@ -145,8 +145,8 @@ class VideoWrapper:
             for flags in (flags for flags in result[2:4] if flags is not None):
                 values = np.array(plain(flags), ndmin=int(self.env.num_envs == 1))
                 is_flag = values.dtype.kind in "biu" or np.isin(values, (0, 1)).all()
-                is_one_each = values.ndim and self.env_idx < len(values) <= self.env.num_envs
-                need(is_one_each and is_flag, five, flags)
+                is_row = values.ndim and self.env_idx < len(values) == values.size
+                need(is_flag and is_row and len(values) <= self.env.num_envs, five, flags)
         ends = [f[self.env_idx] if np.ndim(f) else f for f in result[2:4] if f is not None]
         return bool(sum(end != 0 for end in ends))  # of a device, it is waited for once
 
