@@ -138,7 +138,7 @@ MISTAKES = [
     mistake("EPI-5", "a reset ends the recording", RESET, RESET + "            self.finish_recording()\n"),
     mistake("EPI-7", "any number of results is taken", " and len(result) == 5", ""),
     mistake("EPI-7", "rewards are taken for flags", 'kind in "biu" or np.isin(values, (0, 1)).all()', 'kind in "biuf"'),
-    mistake("EPI-7", "more flags than envs are taken", "self.env_idx < len(values) <= self.env.num_envs", "self.env_idx < len(values)"),
+    mistake("EPI-7", "more flags than envs are taken", "and len(values) <= self.env.num_envs", ""),
     mistake("EPI-7", "only terminated is looked at", "flags for flags in result[2:4]", "flags for flags in result[2:3]"),
     mistake("EPI-7 COST-1", "what each step gives is looked at", "        if self.number == 1:  #", "        if True:  #"),
     mistake("EPI-8", "an env is looked for among the ids as they are", "marks[... if env_ids is None else plain(env_ids)] = True", "marks[self.env_idx] = env_ids is None or self.env_idx in plain(env_ids)"),
