@@ -6,6 +6,7 @@ a run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -141,11 +142,12 @@ class Moment:
         time.sleep(seconds)
         found = encoders(pid)
         if self._victims == "the group":
-            os.killpg(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.killpg(pid, number)
         else:
             order = {"Python": [pid], VICTIMS[1]: [pid, *found], VICTIMS[2]: [*found, pid]}
             for victim in order[self._victims]:
-                if lives(victim):
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, number)
         while lives(pid):  # it may start others
             found |= encoders(pid)
