@@ -1207,7 +1207,7 @@ class TestEpisodes:
 
     @pytest.mark.clause("EPI-8")
     @pytest.mark.parametrize(
-        "ids", [[7], {0, 2}, 0.5, object(), [[0, 1], [2]], torch.zeros(5) > 0], ids=repr
+        "ids", [[7], {0, 2}, "all", 0.5, object(), [[0, 1], [2]], torch.zeros(5) > 0], ids=repr
     )
     def test_ids_that_only_the_env_takes_raise_nothing(self, fake: Any, ids: Any) -> None:
         env, answer = fake.env(), (object(), {})
@@ -2319,6 +2319,10 @@ class Uncopied(np.ndarray):
     __array_function__ = __array_ufunc__ = tofile = dump = dumps = refuse
 
 
+class Large(Uncopied):
+    error = MemoryError("Unable to allocate 7.91 MiB")
+
+
 class Interrupts(Uncopied):
     error = KeyboardInterrupt()
 
@@ -2561,11 +2565,25 @@ class TestFaults:
         wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
         fake.run(wrapper, 2)
         wrapper.unwrapped.camera.make_frame = lambda frame: frame[:32]
-        with warned(r"\b0\.mp4", re.escape("(32, 96, 3)")):
+        with warned(r"\b0\.mp4", re.escape("(32, 96, 3)"), "uint8"):
             fake.run(wrapper, 3)
         wrapper.unwrapped.camera.make_frame = lambda frame: frame
         fake.run(wrapper, 10)
         assert fake.videos() == {"0.mp4": [0, 1], "8.mp4": [8, 9, 10, 11, 12]}
+
+    @pytest.mark.clause("FAIL-6")
+    @pytest.mark.parametrize("type", ["active", "background"])
+    def test_a_frame_for_which_memory_runs_out_gives_one_warning_that_names_it(
+        self, fake: Any, type: str
+    ) -> None:
+        wrapper = fake.wrap(step_trigger=never, record_final_episode=False)
+        wrapper.start_recording(type)
+        fake.run(wrapper, 2)
+        wrapper.unwrapped.camera.make_frame = lambda frame: frame.view(Large)
+        with warned(r"\b0\.mp4", re.escape("(64, 96, 3)"), "uint8"):
+            fake.run(wrapper, 3)
+        wrapper.close()
+        assert fake.videos() == {"0.mp4": [0, 1]}
 
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     @pytest.mark.parametrize(

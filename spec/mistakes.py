@@ -234,6 +234,7 @@ MISTAKES = [
     mistake("FAIL-6", "another size is not noticed", "shot.shape != wanted", "shot.shape[2:] != (3,)"),
     mistake("FAIL-6", "floats are cast", "            if shot.dtype", "            shot = shot.astype(np.uint8)\n            if shot.dtype"),
     mistake("FAIL-6", "the warning lacks the shape", " of {tuple(getattr(taken, 'shape', ()))}", ""),
+    mistake("FAIL-6", "memory that runs out raises out of step()", "        except Exception as error:  # noqa: BLE001\n            tape.count", "        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:\n            tape.count"),
     mistake("LOG-1", "no line for the final video", LAST, "            tape.is_last = not tape.is_active\n" + LAST, "            self.say(", "            getattr(tape, 'is_last', False) or self.say("),
     mistake("LOG-1", "the name without its folder", "frames: {tape.path}{note}", "frames: {os.path.basename(tape.path)}{note}"),
     mistake("LOG-1", "printed to stderr", "print if logging", "(lambda line: print(line, file=__import__('sys').stderr)) if logging"),
