@@ -677,12 +677,13 @@ class _Recording:
     def _put(self, picture: Any) -> None:
         """Hands a picture to the encoder; the first one decides the size."""
         self._shape = self._shape or picture.shape
+        frame = f"a frame is uint8 of {picture.shape}"
         if picture.shape != self._shape:
-            raise _RecordingFailed(f"a frame is {picture.shape}, but the first was {self._shape}")
+            raise _RecordingFailed(f"{frame}, but the first was of {self._shape}")
         try:
             copy = memoryview(picture.copy("C"))
         except MemoryError as error:
-            raise _RecordingFailed(_words(error)) from error
+            raise _RecordingFailed(f"{frame}, but memory has run out: {error}") from error
         self._wait_until(self._has_room)
         self._pictures.put(copy)
         # Else a fork could come between ffmpeg's start and what is to be closed in the child.
@@ -1294,7 +1295,9 @@ def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
         marks[getattr(ids, "cpu", lambda: ids)()] = True
         return bool(marks[env_idx])
     except (IndexError, TypeError, ValueError, RuntimeError):  # what only its own env takes
-        return hasattr(ids, "__contains__") and env_idx in ids
+        with contextlib.suppress(TypeError):
+            return env_idx in ids
+        return False
 
 
 # The self-test. Nothing above needs it: whoever keeps a copy of this file may cut it off here.

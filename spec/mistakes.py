@@ -81,7 +81,7 @@ MISTAKES = [
     mistake("ARG-10", "no out_dir is the working directory", 'need(out_dir not in (None, ""), "out_dir", out_dir)', 'out_dir = out_dir or "."'),
     mistake("ARG-11", "a class is taken for an env", "is_env and not isinstance(env, type)", "is_env"),
     mistake("ARG-11", "only step() is looked for", '("step", "dt", "num_envs")', '("step",)'),
-    mistake("ARG-13", "a length that has no end", "need(self.length < 10**18,", "need(True,"),
+    mistake("ARG-13", "a length that has no end", "need(self.length < 10**18,", "need(True,", "0 < value < 1e300", "0 < value < float('inf')"),
     mistake("ARG-13", "a rate of 0", "0 < self.rate < 2**31", "self.rate < 2**31"),
     mistake("ARG-13", "a rate that no player takes", "0 < self.rate < 2**31", "0 < self.rate"),
     mistake("BLD-1", "build() builds twice", BUILD, BUILD * 2),
@@ -193,7 +193,7 @@ MISTAKES = [
     mistake("FILE-11", "red and blue swapped", RGB, "            shot = shot[..., 2::-1]\n"),
     mistake("FILE-12", "all pictures in memory", WRITTEN, WRITTEN + "            tape.all = [*getattr(tape, 'all', []), shot.copy()]\n"),
     mistake("FILE-13", "one temporary name for all", " video 2>words", " ../temporary 2>words", "-nostdin", "-nostdin -y", 'os.path.join(room, "video")', 'os.path.join(self.out_dir, "temporary")', slow=True),
-    mistake("FILE-15", "files stay open", "tempfile.TemporaryFile(buffering=0, dir=self.out_dir)", "open(os.dup(tempfile.TemporaryFile(dir=self.out_dir).fileno()), 'r+b', 0, closefd=False)", slow=True),
+    mistake("FILE-15", "files stay open", "self.file and self.file.close()", "self.file and os.dup(self.file.fileno())", slow=True),
     mistake("FILE-17", "the first frame starts one frame late", "-movflags +faststart", "-movflags +faststart -output_ts_offset {float(1 / self.rate)}"),
     mistake("FILE-18", "ffmpeg's own quality", "-preset ultrafast -crf 10", ""),
     mistake("FILE-18", "colours leave a trail", PAD, PAD + ",hqdn3d=0:0:0:40"),
@@ -203,7 +203,7 @@ MISTAKES = [
     mistake("CLOSE-2", "what the env raises is swallowed", CLOSE, "        with contextlib.suppress(Exception):\n    " + CLOSE),
     mistake("CLOSE-3", "a second close() saves again", "        for tape in filter(None, (self.tape, *self.kept)):\n", "        again = [tape for tape in (self.tape, *self.kept) if tape and tape.count]\n        self.again = again or getattr(self, 'again', [])\n        self.kept = [*self.again]\n        for tape in self.kept:\n"),
     mistake("CLOSE-4", "no exit handler", "        atexit.register(save_unclosed)\n        multiprocessing.util.Finalize", "        bool", slow=True),
-    mistake("CLOSE-4", "one that raises at the end costs the others", "    with contextlib.ExitStack() as stack:  #", "    for wrapper in UNCLOSED:\n        wrapper.save_all()\n    with contextlib.ExitStack() as stack:  #", slow=True),
+    mistake("CLOSE-4", "one that raises at the end costs the others", "    with contextlib.ExitStack() as stack:  #", "    for wrapper in [UNCLOSED.pop(0) for _ in UNCLOSED[:]]:\n        wrapper.save_all()\n    with contextlib.ExitStack() as stack:  #", slow=True),
     mistake("CLOSE-4", "recordings begin in exit handlers", "    VideoWrapper.start = lambda *_: None  # none begins afterwards\n", "", slow=True),
     mistake("CLOSE-5", "a forked child saves its parent's recording", "vars(w).update(tape=None, kept=[])", "w", slow=True),
     mistake("CLOSE-7", "a SIGTERM handler of its own", "        atexit.register(save_unclosed)\n", "        atexit.register(save_unclosed)\n        signal.signal(signal.SIGTERM, lambda *_: self.save_all())\n"),
@@ -228,7 +228,7 @@ MISTAKES = [
     mistake("FAIL-3", "what the env raises is swallowed", STEP, "        try:\n            result = self.env.step(actions)\n        except Exception:\n            return (None,) * 5\n"),
     mistake("FAIL-3", "a step that raised is counted", STEP, "        self.number += 1\n" + STEP + "        self.number -= 1\n"),
     mistake("FAIL-3", "what the camera raises costs the frames before", SHOOT, "            tape, self.tape = self.tape, None\n            shot = self.camera()()\n            self.tape = tape\n            self.take(self.tape, shot)\n"),
-    mistake("FAIL-5", "Ctrl-C while a picture is written leaves half of it", WRITTEN, "            tape.count += 1\n" + WRITTEN, "tape.count, tape.shape = tape.count + 1, wanted", "tape.shape = wanted", slow=True),
+    mistake("FAIL-5", "Ctrl-C while a picture is written leaves half of it", WRITTEN, "            tape.count += 1\n" + WRITTEN, "tape.count, tape.shape = tape.count + 1, wanted", "tape.shape = wanted"),
     mistake("FAIL-5", "Ctrl-C leaves ffmpeg behind", "os.system(f", "__import__('subprocess').call(f", ' video 2>words""")', ' video 2>words""", shell=True)', slow=True),
     mistake("FAIL-6", "a frame that cannot be recorded costs those before", "tape.count *= not isinstance(error, OSError)", "tape.count = 0"),
     mistake("FAIL-6", "another size is not noticed", "shot.shape != wanted", "shot.shape[2:] != (3,)"),
@@ -289,11 +289,17 @@ def caught_by(mistake: Mistake, usual: frozenset[str]) -> str:
     """The first test that fails for the mistake and not without it; "" if none does."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "mistaken.py").write_text(changed(mistake), encoding="utf-8")
-        where = [] if mistake.slow else ["-m", "quick"]
+        where = ["-x"] if mistake.slow else ["-m", "quick"]
         own = f"--clauses={','.join(mistake.clauses.split())}"
         fake = "-k=not genesis"
         for options in ([own, fake, *where], ["-m", "quick", "-x"]):
             found = [test for test in failures(folder, "mistaken", *options) if test not in usual]
+            if found and mistake.slow:  # such tests are not among the usual ones
+                name = re.search(r"test_\w+", found[0])[0]
+                rightly = failures(
+                    folder, "spec.second_implementation", "-k", f"{name} and not genesis"
+                )
+                found = [test for test in found if test not in rightly]
             if found:
                 return found[0].partition("::")[2]
     return ""
