@@ -27,6 +27,7 @@ SPDX-License-Identifier: MIT
 # ruff: noqa: RUF013, UP006, UP035
 # mypy: implicit-optional, disable-error-code="import, valid-type, type-arg, no-any-return"
 # pyright: strictParameterNoneValue=false, reportMissingImports=false, reportGeneralTypeIssues=false
+# pyright: reportMissingModuleSource=false
 
 from __future__ import annotations
 
