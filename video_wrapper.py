@@ -803,7 +803,8 @@ class _Replay:
                 self._check(moment)
             elif self._kept == 3 and self._first and self._differs(*self._first):
                 self._flaw = "a picture that was made again later differed from the camera's own"
-            self._demand_scene()
+            if self._flaw:
+                raise _NotReplayable(self._flaw)
         except AttributeError as error:
             owner = type(error.obj)
             if not owner.__module__.startswith("genesis."):
@@ -850,6 +851,7 @@ class _Replay:
         for obstacle in filter(obstacles.get, obstacles):
             raise _NotReplayable(f"the scene cannot be rendered later, for {obstacle}")
         self._rigid_nodes = set(self._context.rigid_nodes.values())
+        self._to_numpy: Any = getattr(gs.utils.misc, "qd_to_numpy", None)
         held = [
             (visualizer, "_cameras _t"),  # those that an update moves; the step that is drawn
             (self._context, "_t shadow plane_reflection"),
@@ -913,13 +915,11 @@ class _Replay:
         return self._drawn(rigid) if is_sane else None
 
     def _poses(self, solver: Any, is_visual: bool) -> list[Any]:
-        from genesis.utils.misc import qd_to_numpy
-
         if is_visual:
             solver.update_vgeoms()
         state = solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms
         envs = self._context.rendered_envs_idx
-        return [qd_to_numpy(part, transpose=True)[envs] for part in (state.pos, state.quat)]
+        return [self._to_numpy(part, transpose=True)[envs] for part in (state.pos, state.quat)]
 
     def _update(self) -> _Moment:
         """Has Genesis bring up to date what is drawn, and moves no camera."""
