@@ -309,7 +309,8 @@ def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -
         stage.step()
         twin.step()
         assert all(torch.equal(a, b) for a, b in zip(stage.state(), twin.state()))
-    assert np.array_equal(stage.camera.render()[0], twin.camera.render()[0])
+    now, wanted_now = (np.asarray(s.camera.render()[0]) for s in (stage, twin))
+    assert (now != wanted_now).mean() <= 0.01 * is_noisy
 
 
 @pytest.mark.clause("FIN-5")
