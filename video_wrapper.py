@@ -32,7 +32,6 @@ SPDX-License-Identifier: MIT
 from __future__ import annotations
 
 import atexit
-import collections
 import contextlib
 import functools
 import glob
@@ -49,7 +48,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -120,13 +118,10 @@ class Wrapper:
     extras: dict = _passed_on("extras", "The infos that the environment returns.")
 
     def __init__(self, env: GenesisEnv) -> None:
-        lacks = [name for name in ("dt", "num_envs") if not hasattr(env, name)]
-        lacks += ["step()"] * (not callable(getattr(env, "step", None)))
+        lacks = [name for name in ("step", "dt", "num_envs") if not hasattr(env, name)]
         if isinstance(env, type) or lacks:
-            without = f" without {', '.join(lacks)}" if lacks else ""
-            raise TypeError(
-                f"env must be an env with step, dt, num_envs, got {env!r:.200}{without}"
-            )
+            without = ", ".join(lacks) or "an instance"
+            raise TypeError(f"env must have step, dt, num_envs, got {env!r:.200} without {without}")
         if not getattr(env, "can_be_wrapped", True):
             raise ValueError(f"env must be one that can be wrapped: can_be_wrapped=False on {env}")
         self.env = env
@@ -230,7 +225,7 @@ class VideoWrapper(Wrapper):
         self._out_dir = _writable_folder(out_dir)
         self._filename = filename
         self._say: Callable[[str], None] = _say if logging else lambda line: None
-        self._told: set[str] = set()
+        self._told = {""}
         self._created = time.time()
         for path in _rescue_leftovers(self._out_dir):
             self._say(f"Kept {path}, which a run that was killed had left")
@@ -250,7 +245,8 @@ class VideoWrapper(Wrapper):
         self._asked_episode = -1
         self._last_flags: tuple[Any, Any, Any, Any] = (None, None, None, None)
         _ends.save_unheld()
-        self._age = _ends.add(self)
+        self._age = next(_ends.ages)  # higher than those of older wrappers
+        _ends.living.add(self)
 
     @property
     def video_length_steps(self) -> int:
@@ -437,7 +433,9 @@ class VideoWrapper(Wrapper):
             if self._last_background is not None:
                 self._last_background.discard()
                 self._last_background = None
-            self._warn_once(recording.remark)
+            if recording.remark not in self._told:
+                self._told.add(recording.remark)
+                _warn(recording.remark)
         if step + 1 not in recording.steps:
             self.finish_recording()
 
@@ -462,11 +460,6 @@ class VideoWrapper(Wrapper):
         what = "video ends early:" if recording.has_frames else "no video"
         _warn(f"{what} {recording.encoder.path} from step {recording.steps.start}: {failure}")
 
-    def _warn_once(self, remark: str) -> None:
-        if remark and remark not in self._told:
-            self._told.add(remark)
-            _warn(remark)
-
     def _save_all(self) -> None:
         self.finish_recording()
         if self._last_background is not None and self._last_background.has_frames:
@@ -486,16 +479,11 @@ class _Ends:
     def __init__(self) -> None:
         self.has_come = False
         self.unheld: list[VideoWrapper] = []
-        self._living: weakref.WeakSet[VideoWrapper] = weakref.WeakSet()
-        self._ages = itertools.count()
+        self.living: weakref.WeakSet[VideoWrapper] = weakref.WeakSet()
+        self.ages = itertools.count()
         self._finalizer: multiprocessing.util.Finalize | None = None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._leave_to_parent)
-
-    def add(self, wrapper: VideoWrapper) -> int:
-        """Returns a number that is higher than those of older wrappers."""
-        self._living.add(wrapper)
-        return next(self._ages)
 
     def save_unheld(self) -> None:
         while self.unheld:
@@ -516,7 +504,7 @@ class _Ends:
         self.has_come = True
         # Of two with one name the newer one's video stays. One that raises does not stop the rest.
         with contextlib.ExitStack() as stack:
-            for wrapper in sorted({*self._living, *self.unheld}, key=lambda w: -w._age):
+            for wrapper in sorted({*self.living, *self.unheld}, key=lambda w: -w._age):
                 stack.callback(self._save, wrapper)
         self.unheld.clear()
 
@@ -527,7 +515,7 @@ class _Ends:
             wrapper._save_all()
 
     def _leave_to_parent(self) -> None:
-        for wrapper in {*self._living, *self.unheld}:
+        for wrapper in {*self.living, *self.unheld}:
             wrapper._leave_to_parent()
         self.unheld.clear()
 
@@ -599,7 +587,7 @@ class _Recording:
         # Weak, for its thread would keep the env, and a wrapper that the env knows (CLOSE-12).
         self._view: _View = weakref.proxy(view)
         self._replay: _Replay | None = replay
-        self._moments: collections.deque[Any] = collections.deque()
+        self._moments: list[_Moment] = []
         self._room = 0  # bytes that moments may still take
         self._shape: tuple[int, ...] = ()
         self._pictures: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
@@ -619,9 +607,7 @@ class _Recording:
             try:
                 return self._keep(self._replay)
             except _NotReplayable as reason:  # nor can what was kept be trusted
-                what = (
-                    "Each episode that may be the last is rendered as it goes, not when it is saved"
-                )
+                what = "Each episode that may be the last is rendered as it goes, not when saved"
                 remedy = "Where that is too slow: record_final_episode=False"
                 self.remark = f"{what}: {reason}. {remedy}" if str(reason) else ""
                 self._replay = None
@@ -644,7 +630,7 @@ class _Recording:
                 assert self._replay is not None  # it has kept them
                 picture = self._view.picture(self._replay.show(self._moments[0]))
                 self._wait_until(self._has_room)
-                self._moments.popleft()
+                self._moments.pop(0)
                 self._put(picture)
             except Exception as error:  # noqa: BLE001 its scene is gone, say
                 failure = _words(error)
@@ -811,8 +797,6 @@ class _Replay:
                 raise
             missing = f"this release of Genesis has no {owner.__name__}.{error.name}"
             raise _NotReplayable(missing) from error
-        except ImportError as error:
-            raise _NotReplayable(f"this release of Genesis differs: {error}") from error
         self._kept += 1
         return moment
 
@@ -852,6 +836,7 @@ class _Replay:
             raise _NotReplayable(f"the scene cannot be rendered later, for {obstacle}")
         self._rigid_nodes = set(self._context.rigid_nodes.values())
         self._to_numpy: Any = getattr(gs.utils.misc, "qd_to_numpy", None)
+        self._to_matrices: Any = getattr(gs.utils.geom, "trans_quat_to_T", None)
         held = [
             (visualizer, "_cameras _t"),  # those that an update moves; the step that is drawn
             (self._context, "_t shadow plane_reflection"),
@@ -907,7 +892,8 @@ class _Replay:
     def _placed(self) -> _Moment | None:
         """What is drawn, where that is bodies and drawings only: at a fraction of the cost."""
         # Contacts and frames are nodes that an update makes. Before Genesis 1.4.5 it does all.
-        if getattr(self._context, "tracked_nodes", True) or self._context.link_frame_shown:
+        has_others = getattr(self._context, "tracked_nodes", True) or self._context.link_frame_shown
+        if has_others or not (self._to_numpy and self._to_matrices):
             return None
         rigid = {batch: self._poses(*batch) for batch in self._context._rigid_batches}
         # Genesis leaves a body that blew up where it was last drawn, which only an update knows.
@@ -956,9 +942,7 @@ class _Replay:
         for (owner, name), value in zip(self._held, moment.values):
             setattr(owner, name, value)
         if rigid:
-            from genesis.utils.geom import trans_quat_to_T
-
-            context.rigid_geoms_T = lambda *batch: trans_quat_to_T(*rigid[batch])
+            context.rigid_geoms_T = lambda *batch: self._to_matrices(*rigid[batch])
             context.update_rigid()
             del context.rigid_geoms_T
         elif not moment.nodes:
@@ -1032,7 +1016,7 @@ class _Encoder:
         self.frames = 0
         self.is_started = False
         folder, name = os.path.split(path)
-        self._part = os.path.join(folder, f".{uuid.uuid4().hex[:8]}-{name[-50:]}.part")
+        self._part = os.path.join(folder, f".{os.urandom(4).hex()}-{name[-50:]}.part")
         self._rate = rate
         self._files = contextlib.ExitStack()
 

@@ -1,7 +1,8 @@
 """Mistakes that people make, and which test catches each: python -m spec.mistakes [WORDS] [--table]
 
-Each is a change of a few words in the second implementation, which is right without it. WORDS choose
-those whose description or clause has them. --table writes the table of spec/README.md.
+Each is a change of a few words in the second implementation, which is right without it, or, with
+--kept, in how the module keeps frames of a real scene. WORDS choose those whose description or
+clause has them. --table writes the table of spec/mistakes.md.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import concurrent.futures
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "spec" / "second_implementation.py"
+MODULE = ROOT / "video_wrapper.py"
 
 
 class Mistake(NamedTuple):
@@ -27,10 +30,15 @@ class Mistake(NamedTuple):
     words: str
     changes: tuple[str, ...]
     slow: bool = False  # only seen by tests that start processes
+    seen_by: str = ""  # of the module: the tests that are tried first, as pytest's -k has it
 
 
 def mistake(clauses: str, words: str, *changes: str, slow: bool = False) -> Mistake:
     return Mistake(clauses, words, changes, slow)
+
+
+def kept(clauses: str, words: str, seen_by: str, *changes: str) -> Mistake:
+    return Mistake(clauses, words, changes, False, seen_by)
 
 
 BUILD = '            getattr(self.env, "build", lambda: None)()\n'
@@ -256,10 +264,69 @@ MISTAKES = [
     mistake("COST-2", "another process to look at the result", SAVED, "            __import__('subprocess').run([get_ffmpeg_exe(), '-version'], capture_output=True)\n" + SAVED),
 ]  # fmt: skip
 
+DRAWN = (
+    "            if self._context._t >= self._scene.sim.cur_step_global:\n                moment"
+)
+GONE = "        self._demand_scene()\n        return self._then_back(self._held"
+GOING = "        for node in renderer.mesh_nodes - kept:\n            renderer.remove_node(node)\n"
+POP = "                self._moments.pop(0)\n"
+REMARK = '                self.remark = f"{what}: {reason}. {remedy}" if str(reason) else ""\n'
+SHOWN = "self._view.picture(self._replay.show(self._moments[0]))"
+TWIN = "test_what_is_shown"
+
+# Of frames that are kept of a real scene and rendered later, in the module, which alone does that.
+KEPT = [
+    kept("FIN-5", "the field of view is not kept", "fov", '(camera, "_transform _fov"),', '(camera, "_transform"),'),
+    kept("FIN-5", "the colours of lights are not kept", "lights", '            *((node.light, "color intensity") for node in lights),\n', ""),
+    kept("FIN-5", "where lights shine from is not kept", "light and turned", '            *((node, "_matrix") for node in lights),\n', ""),
+    kept("FIN-5", "the background is not kept", "lights", '            (self._renderer, "bg_color ambient_light"),\n', ""),
+    kept("FIN-5", "whether shadows and reflections are drawn is not kept", f"{TWIN} and switched", "moment.values[5]", "moment.values[3]", "[*moment.values[:5], moved(camera, 1000), *moment.values[6:]]", "[*moment.values[:3], moved(camera, 1000), *moment.values[4:]]", "values[5] = values[5] + 0", "values[3] = values[3] + 0", "_t shadow plane_reflection", "_t"),
+    kept("FIN-5", "what floors reflect is not kept", "reflection", '            (self._context.jit, "reflection_mat"),\n', ""),
+    kept("FIN-5", "the camera's own array is kept, which Genesis writes into", f"{TWIN} and following", "        values[5] = values[5] + 0  # a copy of the camera's array or tensor\n", ""),
+    kept("FIN-5", "poses are kept in the array that Genesis uses again", f"{TWIN} and frames", "            poses = None if poses is None else poses.copy()\n", ""),
+    kept("FIN-5", "a drawing that has gone since is not shown", f"{TWIN} and redrawn", "                renderer.add_node(node)\n", "                continue\n"),
+    kept("FIN-5", "a drawing that has come since is shown", f"{TWIN} and drawing", GOING, ""),
+    kept("FIN-5", "see-through drawings come in another order", f"{TWIN} and drawing", "            if rank is not None:\n", "            if False:\n"),
+    kept("FIN-5", "a drawing that was moved is shown where it is now", f"{TWIN} and moved", "            renderer.set_pose(node, matrix)\n", ""),
+    kept("FIN-5", "drawings are shown where they were first", f"{TWIN} and frame", "            context.jit.update_buffer(*target, poses.transpose((0, 2, 1)))\n", ""),
+    kept("FIN-5", "what was rendered in a step is brought up to date once more", f"{TWIN} and rendered", DRAWN, DRAWN.replace("self._context._t >=", "0 >")),
+    kept("FIN-5", "a body that blew up is drawn where it is", f"{TWIN} and blown", "        is_sane = all(np.vdot(part, part) < 1e38 for poses in rigid.values() for part in poses)\n", "        is_sane = True\n"),
+    kept("FIN-5", "poses of all envs where some are rendered", f"{TWIN} and rendered", "transpose=True)[envs] for", "transpose=True) for"),
+    kept("FIN-5", "visual geometry is not brought up to date", f"{TWIN} and still", "        if is_visual:\n            solver.update_vgeoms()\n", ""),
+    kept("FIN-5", "visual geometry where collision geometry is drawn", f"{TWIN} and collision", "solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms", "solver.dyn_state.vgeoms"),
+    kept("FIN-5", "a camera that is attached stays", f"{TWIN} and attached", "            camera.move_to_attach()\n", "            pass\n"),
+    kept("FIN-5", "a camera that follows stays", f"{TWIN} and following", "            camera.update_following()\n            step", "            step"),
+    kept("FIN-5", "a camera that smooths its way moves twice in a step", f"{TWIN} and smoothing", "            if camera._follow_smoothing is not None:\n", "            if False:\n"),
+    kept("FIN-5", "contacts are drawn twice", f"{TWIN} and contact", "        self._context.clear_dynamic_nodes(only_outdated=False)  # which another would draw twice\n", ""),
+    kept("FIN-5", "other cameras move when a frame is kept", "notice_nothing", "        self._visualizer._cameras = []\n        self._visualizer._t = self._context._t = -1\n", "        self._visualizer._t = self._context._t = -1\n"),
+    kept("FIN-5", "other cameras move when a frame is shown", "notice_nothing", "        self._visualizer._cameras = []\n        self._visualizer._t = self._context._t = drawn\n", "        self._visualizer._t = self._context._t = drawn\n"),
+    kept("FIN-5", "the present is not put back", f"{TWIN} and still", "            finally:\n                self._put(present)\n", "            finally:\n                pass\n"),
+    kept("FIN-5", "what is as large as it was is taken for up to date", f"{TWIN} and (attached or frame)", "            if node in self._rigid_nodes:\n                node.mesh._bounds = None\n", ""),
+    kept("FIN-5", "the scene is taken to be as large as it was", TWIN, "        renderer._bounds = None\n", ""),
+    kept("FIN-5", "a new scene is taken for the one before", "never", "        return is_same and getattr(scene", "        return True or getattr(scene"),
+    kept("FIN-5", "Ctrl-C leaves the past in the scene", "interrupt", "            self._put(present)  # Ctrl-C may have broken into it\n", "            pass\n"),
+    kept("FIN-5", "the frames in another order", "background_recording_shows", SHOWN, SHOWN.replace("[0]", "[-1]"), POP, POP.replace("0", "-1")),
+    kept("FIN-5", "env_idx counts the envs that are rendered", "background_recording_shows and picture", "envs.index(self._env_idx)", "min(self._env_idx, 1)"),
+    kept("FIN-6", "the first picture is not checked", "another_genesis", "                self._check(moment)\n", "                pass\n"),
+    kept("FIN-6", "what was kept is not looked at again", "another_genesis", "            elif self._kept == 3 and", "            elif False and"),
+    kept("FIN-6", "each frame is checked, or many", "self_check_only", "            if self._kept == 0:\n", "            if self._kept % 5 == 0:\n"),
+    kept("FIN-6", "all is rendered as it goes", "nothing_is_rendered", "        if self._replay is not None:\n            try:\n", "        if False:\n            try:\n"),
+    kept("FIN-7", "how far it is is not said", "how_far", "time.monotonic() - told > 5:", "time.monotonic() - told > 5000:"),
+    kept("FIN-9", "there is no limit", "too_much_memory", "            if moment.nbytes * len(self.due) > self._room:\n", "            if False:\n"),
+    kept("FIN-9", "meshes of drawings are not counted", "what_they_take", "            if node not in known and node", "            if False and node"),
+    kept("FIN-10", "that it is slow is not said", "says_so_once", REMARK, ""),
+    kept("FIN-10", "that it is slow is said in each episode", "says_so_once", "            if recording.remark not in self._told:\n", "            if recording.remark:\n"),
+    kept("FIN-10", "a name that this Genesis lacks is raised", "lacks", '            if not owner.__module__.startswith("genesis."):\n', "            if True:\n"),
+    kept("FIN-11", "a scene that is gone is not noticed", "gone", GONE, GONE.partition("\n")[2]),
+    kept("CLOSE-11", "Ctrl-C costs what is kept", "goes_on", "            except Exception as error:  # noqa: BLE001 its scene", "            except BaseException as error:  # noqa: BLE001 its scene"),
+    kept("CLOSE-11", "Ctrl-C costs a frame", "goes_on", SHOWN, SHOWN.replace("[0]", ".pop(0)"), POP, ""),
+    kept("FAIL-6", "a device that is full raises out of step()", "device_that_is_full", "            except Exception as error:  # out of memory, say\n", "            except ImportError as error:\n"),
+]  # fmt: skip
+
 
 def changed(mistake: Mistake) -> str:
-    """The second implementation with that mistake."""
-    text = SOURCE.read_text(encoding="utf-8")
+    """The second implementation, or the module, with that mistake."""
+    text = (MODULE if mistake.seen_by else SOURCE).read_text(encoding="utf-8")
     for old, new in zip(mistake.changes[::2], mistake.changes[1::2]):
         if text.count(old) != 1:
             raise SystemExit(f"{mistake.words}: {old!r} is there {text.count(old)} times, not once")
@@ -267,11 +334,11 @@ def changed(mistake: Mistake) -> str:
     return text
 
 
-def failures(folder: str, module: str, *options: str) -> list[str]:
+def failures(folder: str | Path, module: str, *options: str, root: Path = ROOT) -> list[str]:
     """The tests that the class fails, whether MUST or SHOULD; and how, if none could be run."""
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfEx", "-p", "no:cacheprovider"]
-    command += [f"--implementation={module}:VideoWrapper", f"--rootdir={ROOT}", *options, str(ROOT)]
-    path = os.pathsep.join([folder, str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command += [f"--implementation={module}:VideoWrapper", f"--rootdir={root}", *options, str(root)]
+    path = os.pathsep.join([str(folder), str(root), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "VIDEO_WRAPPER_SEQUENCES": "100"}
     result = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -288,6 +355,15 @@ def failures(folder: str, module: str, *options: str) -> list[str]:
 def caught_by(mistake: Mistake, usual: frozenset[str]) -> str:
     """The first test that fails for the mistake and not without it; "" if none does."""
     with tempfile.TemporaryDirectory() as folder:
+        if mistake.seen_by:
+            project = Path(folder, "project")
+            shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*"))
+            (project / MODULE.name).write_text(changed(mistake), encoding="utf-8")
+            of_kept = "test_replay or test_kept"
+            for chosen in (f"({of_kept}) and ({mistake.seen_by})", of_kept):
+                if found := failures(project, "video_wrapper", "-x", f"-k={chosen}", root=project):
+                    return found[0].partition("::")[2]
+            return ""
         Path(folder, "mistaken.py").write_text(changed(mistake), encoding="utf-8")
         where = ["-x"] if mistake.slow else ["-m", "quick"]
         own = f"--clauses={','.join(mistake.clauses.split())}"
@@ -308,16 +384,18 @@ def caught_by(mistake: Mistake, usual: frozenset[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="?", default="")
+    parser.add_argument("--kept", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    chosen = [m for m in MISTAKES if options.words.lower() in f"{m.clauses} {m.words}".lower()]
+    mistakes = KEPT if options.kept else MISTAKES
+    chosen = [m for m in mistakes if options.words.lower() in f"{m.clauses} {m.words}".lower()]
     [changed(mistake) for mistake in chosen]
-    with tempfile.TemporaryDirectory() as folder:
-        usual = frozenset(failures(folder, "spec.second_implementation", "-m", "quick"))
-    print(
-        f"The second implementation itself fails {len(usual)}: {', '.join(usual)}", file=sys.stderr
-    )
+    usual: frozenset[str] = frozenset()
+    if not options.kept:
+        usual = frozenset(failures(ROOT, "spec.second_implementation", "-m", "quick"))
+        words = f"The second implementation itself fails {len(usual)}"
+        print(f"{words}: {', '.join(usual)}", file=sys.stderr)
     with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
         tests = []
         for mistake, test in zip(chosen, pool.map(lambda m: caught_by(m, usual), chosen)):

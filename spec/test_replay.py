@@ -135,6 +135,11 @@ def turn_light(stage: Stage) -> None:
         scene.set_pose(node, matrix)
 
 
+def switch_shadows(stage: Stage) -> None:
+    context = stage.scene.visualizer.context
+    context.shadow = context.plane_reflection = stage.t < 7
+
+
 def blow_up(stage: Stage) -> None:
     y = 1e21 if stage.t in (5, 6, 7) else 0.1 * stage.t
     stage.ghost.set_pos(stage.each([-0.5, y, 0.3]))
@@ -245,6 +250,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fov changed": {"on_step": change_fov},
     "lights changed": {"on_step": change_light},
     "light turned": {"on_step": turn_light},
+    "shadows and reflections switched off": {"on_step": switch_shadows},
     "drawings redrawn": {**DEBUG, "on_step": draw_arrow},
     "drawings redrawn, following": {**DEBUG, "on_step": draw_arrow, "setup": follow()},
     "drawings adding up": {**DEBUG, "on_step": draw_sphere},
