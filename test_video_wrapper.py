@@ -2,7 +2,8 @@
 
 They judge from outside: they decode the videos and read which steps they show. `world.wrap` makes an
 env with dt = 0.1 s and wraps it for videos of 0.5 s at 10 fps, so that a recording of five steps is
-five frames, unless the test says otherwise. See conftest.py. spec/README.md says which tests stand in other files.
+five frames, unless the test says otherwise. See conftest.py. What takes a process of its own, or more
+of a scene than `world` has, is in the files that spec/README.md lists.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_origin
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -44,12 +44,13 @@ from conftest import (
     Shown,
     encoders,
     first_only,
+    moving_clip,
     needs_proc,
     never,
     psnr,
     read_step,
-    read_video,
     refuse_threads,
+    sharpness,
     warned,
 )
 
@@ -155,12 +156,6 @@ class TestApi:
         if returns is None:
             returns = inspect.signature(vars(owner)[stub.name].fget).return_annotation
         assert ast.unparse(stub.returns) in spellings(returns, owner)
-
-    @pytest.mark.clause("API-6")
-    def test_importing_imports_neither_genesis_nor_torch(self, module: Any, python: Any) -> None:
-        modules = python("import sys, video_wrapper; print(*sys.modules)").stdout.split()
-        assert "video_wrapper" in modules
-        assert not {"genesis", "torch", "genesis_forge"}.intersection(modules)
 
     @pytest.mark.clause("API-7")
     @pytest.mark.parametrize("cut", ["nothing", "self-test", "replay", "both"])
@@ -1784,112 +1779,6 @@ class TestFiles:
         assert fake.videos() == {"policy.mp4": [1, 2, 3, 4, 5]}
         assert fake.files() == ["policy.mp4"]
 
-    @pytest.mark.clause("FILE-13")
-    def test_ranks_of_torchrun_with_one_filename_leave_one_whole_video(self, script: Any) -> None:
-        code = """
-            import torch
-            torch.distributed.init_process_group("gloo")
-            wrapper = world.wrap(
-                filename="policy.mp4", step_trigger=lambda n: n % 8 == 0, record_final_episode=False
-            )
-            for i in range(8):
-                torch.distributed.barrier()
-                world.run(wrapper, 8)
-                (steps,) = world.videos().values()
-                assert steps in [list(range(8 * j, 8 * j + 5)) for j in range(8)], steps
-            wrapper.close()
-            torch.distributed.barrier()
-            assert world.files() == ["policy.mp4"], world.files()
-            torch.distributed.destroy_process_group()
-        """
-        result = script(code, ranks=2)
-        assert result.returncode == 0, result.stderr
-
-    @pytest.mark.clause("FILE-13")
-    def test_processes_with_one_filename_leave_one_whole_video(self, script: Any) -> None:
-        result = script("""
-            ranks = []
-            while len(ranks) < 3 and 0 not in ranks:
-                ranks.append(os.fork())
-            wrapper = world.wrap(
-                filename="policy.mp4", step_trigger=lambda n: n % 8 == 0, record_final_episode=False
-            )
-            for i in range(8):
-                world.run(wrapper, 8)
-                (steps,) = world.videos().values()
-                assert steps in [list(range(8 * j, 8 * j + 5)) for j in range(8)], steps
-            wrapper.close()
-            if 0 in ranks:
-                leave()
-            assert [os.waitpid(rank, 0)[1] for rank in ranks] == [0, 0, 0]
-            assert world.files() == ["policy.mp4"], world.files()
-        """)
-        assert result.returncode == 0, result.stderr
-
-    @pytest.mark.clause("FILE-19")
-    def test_a_new_wrapper_leaves_living_recordings_and_other_files_alone(
-        self, fake: Any, script: Any
-    ) -> None:
-        wrapper = fake.wrap(step_trigger=first_only)
-        fake.run(wrapper, 3)
-        others = [".0.mp4.part", "0.part", ".1234abcd-0.mp4", "x.1234abcd-0.mp4.part", ".hidden"]
-        for name in others:
-            (fake.out_dir / name).write_text("somebody's")
-        fake.wrap()
-        result = script("world.wrap()")
-        assert result.returncode == 0, result.stderr
-        fake.run(wrapper, 2)
-        assert fake.video("0.mp4").steps == [0, 1, 2, 3, 4]
-        assert fake.files() == sorted(["0.mp4", *others])
-
-    @needs_proc
-    @pytest.mark.clause("FILE-15")
-    def test_many_recordings_leave_the_process_as_it_was(self, script: Any) -> None:
-        # 10000 of them take some ten minutes.
-        result = script(
-            """
-            import gc
-
-            def used():
-                gc.collect()
-                time.sleep(1)  # threads that have done their work need a moment to end
-                status = Path("/proc/self/status").read_text().split()
-                children = [c for p in Path("/proc/self/task").glob("*/children") for c in p.read_text().split()]
-                files, threads = (len(os.listdir(f"/proc/self/{n}")) for n in ("fd", "task"))
-                return files, threads, len(children), int(status[status.index("VmRSS:") + 1])
-
-            count = int(os.environ.get("VIDEO_WRAPPER_RECORDINGS", "200"))
-            wrapper = world.wrap(
-                size=(48, 32),
-                filename="policy.mp4",
-                video_length_sec=0.2,
-                terminated_at=range(1, 10**6, 2),
-                step_trigger=lambda n: n % 4 < 2,
-            )
-            world.run(wrapper, 2 * 50)
-            before = used()
-            for _ in range(2 * count):
-                world.run(wrapper, 1)  # whose results are not kept
-            after = used()
-            print(before, after)
-            assert after[:3] == before[:3], (before, after)
-            assert after[3] < before[3] + 4096, (before, after)
-            wrapper.close()
-            assert used()[2] == 0
-            assert world.files() == ["policy.mp4"]
-            """,
-            timeout=1800,
-        )
-        assert result.returncode == 0, result.stderr
-
-
-ENDINGS = {
-    "end of script": "",
-    "sys.exit": "sys.exit(3)",
-    "uncaught exception": "raise RuntimeError('training went wrong')",
-    "Ctrl-C": "os.kill(os.getpid(), signal.SIGINT); time.sleep(10)",
-}
-
 
 class TestPictures:
     @pytest.mark.clause("FILE-18")
@@ -1929,59 +1818,6 @@ class TestPictures:
             module._Encoder(str(fake.out_dir / "failed.mp4"), Fraction(50)).encode(fail())
         module._Encoder(str(fake.out_dir / "none.mp4"), Fraction(50)).encode([])
         assert fake.files() == ["alone.mp4"]
-
-
-def moving_clip(count: int) -> list[np.ndarray]:
-    """A box and thin coloured lines that move over a dark floor with a pattern."""
-    y, x = np.mgrid[:240, :320]
-    floor = 40 + 10 * ((x // 20 + y // 20) % 2) + np.random.default_rng(0).normal(0, 2, x.shape)
-    pictures = []
-    for t in range(count):
-        picture = np.repeat(floor[..., None], 3, axis=2)
-        left, top = 20 + 5 * t, 90 + round(30 * math.sin(0.3 * t))
-        box = (x >= left) & (x < left + 60) & (y >= top) & (y < top + 40)
-        picture[box] = np.stack([200 - x, 120 + y % 8, 60 + x % 16], axis=2)[box]
-        for i, colour in enumerate([(255, 40, 40), (40, 255, 40), (60, 90, 255)]):
-            angle = 0.15 * t + 2.1 * i
-            across = (x - left - 30) * math.sin(angle) - (y - top + 25) * math.cos(angle)
-            along = (x - left - 30) * math.cos(angle) + (y - top + 25) * math.sin(angle)
-            picture[(abs(across) < 1.2) & (along > 0) & (along < 55)] = colour
-        pictures.append(picture.clip(0, 255).astype(np.uint8))
-    return pictures
-
-
-def sharpness(frames: list[np.ndarray], pictures: list[np.ndarray]) -> tuple[float, float]:
-    """PSNR of luma where something moves, and the mean error of chroma where something was.
-
-    By BT.709 or BT.601, whichever a class encodes by: what the other takes for luma has some of the
-    chroma in it, of which yuv420p keeps a quarter.
-    """
-    return max(sharpness_by(matrix, frames, pictures) for matrix in (BT709, BT601))
-
-
-BT709 = [[0.2126, 0.7152, 0.0722], [-0.1146, -0.3854, 0.5], [0.5, -0.4542, -0.0458]]
-BT601 = [[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]]
-
-
-def sharpness_by(
-    matrix: list[list[float]], frames: list[np.ndarray], pictures: list[np.ndarray]
-) -> tuple[float, float]:
-    weights = np.array(matrix)
-    seen = np.array(frames, float) @ weights.T
-    wanted = np.array(pictures, float) @ weights.T
-    moves = abs(np.diff(wanted, axis=0)).max(axis=3) > 8
-    moves = np.array([widened(m) for m in moves])
-    luma = ((seen - wanted)[1:, ..., 0][moves] ** 2).mean()
-    was = np.array([moves[max(0, i - 5) : i].any(axis=0) & ~moves[i] for i in range(5, len(moves))])
-    trail = abs((seen - wanted)[6:, ..., 1:][was]).mean()
-    return 10 * math.log10(255**2 / luma), float(trail)
-
-
-def widened(mask: np.ndarray) -> np.ndarray:
-    """The mask and what lies within eight pixels of it, which an encoder spoils as well."""
-    for axis in (0, 1):
-        mask = np.logical_or.reduce([np.roll(mask, shift, axis) for shift in range(-8, 9)])
-    return mask
 
 
 class TestClose:
@@ -2050,52 +1886,6 @@ class TestClose:
         assert not taken, f"the wrapper sets a handler of its own for {taken}"
 
     @pytest.mark.clause("CLOSE-4")
-    @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
-    def test_an_end_without_close_saves_the_final_episode(self, script: Any, ending: str) -> None:
-        result = script(f"""
-            wrapper = world.wrap(terminated_at={{3}}, step_trigger=never)
-            world.run(wrapper, 7)
-            {ending}
-        """)
-        assert result.world.videos() == {"4.mp4": [4, 5, 6]}, result.stderr
-        assert result.world.files() == ["4.mp4"]
-
-    @pytest.mark.clause("CLOSE-4")
-    @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
-    def test_an_end_without_close_saves_the_active_recording(
-        self, script: Any, ending: str
-    ) -> None:
-        result = script(f"""
-            wrapper = world.wrap(record_final_episode=False, step_trigger=lambda n: n == 2)
-            world.run(wrapper, 5)
-            {ending}
-        """)
-        assert result.world.videos() == {"2.mp4": [2, 3, 4]}, result.stderr
-        assert result.world.files() == ["2.mp4"]
-
-    @pytest.mark.clause("CLOSE-4")
-    def test_an_end_without_close_saves_both_before_genesis_ends(
-        self, script: Any, real_scene: Any
-    ) -> None:
-        # Genesis' own exit handler is registered when the scene is made, and destroys it.
-        code = """
-            world = conftest.World(
-                "genesis", Path(folder), conftest.load(implementation),
-                conftest.GenesisEnv,
-                conftest.Board.read,
-            )
-            active = world.wrap(step_trigger=lambda n: n == 2, record_final_episode=False)
-            final = world.wrap(active, step_trigger=never)
-            world.run(final, 5)
-            raise RuntimeError("training went wrong")
-        """
-        result = script(code, timeout=600)  # compiles the scene's kernels, where none are kept yet
-        folder = result.world.out_dir
-        assert sorted(os.listdir(folder)) == ["0.mp4", "2.mp4"], result.stderr
-        assert read_video(folder / "0.mp4", real_scene[1]).steps == [0, 1, 2, 3, 4]
-        assert read_video(folder / "2.mp4", real_scene[1]).steps == [2, 3, 4]
-
-    @pytest.mark.clause("CLOSE-4")
     @pytest.mark.parametrize("type", ["active", "background"])
     def test_where_no_thread_starts_any_more_what_runs_is_saved(
         self, fake: Any, monkeypatch: pytest.MonkeyPatch, type: str
@@ -2107,152 +1897,6 @@ class TestClose:
         wrapper.close()
         assert fake.videos() == {"0.mp4": [0, 1, 2]}
         assert fake.files() == ["0.mp4"]
-
-    @pytest.mark.clause("CLOSE-5")
-    def test_a_forked_child_leaves_the_recording_alone(self, script: Any) -> None:
-        result = script("""
-            wrapper = world.wrap()
-            world.run(wrapper, 2)
-            ready, go = os.pipe()
-            child = os.fork()
-            if child == 0:
-                os.read(ready, 1)
-                wrapper.unwrapped.steps = 100
-                world.run(wrapper, 2)
-                leave()  # runs the exit handlers, as a child of multiprocessing does not
-            world.run(wrapper, 2)
-            os.write(go, b".")
-            assert os.waitpid(child, 0)[1] == 0
-            world.run(wrapper, 4)
-            assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
-        """)
-        assert result.returncode == 0, result.stderr
-        assert result.world.files() == ["0.mp4"]
-
-    @pytest.mark.clause("CLOSE-5")
-    def test_saving_does_not_wait_for_a_forked_child(self, script: Any) -> None:
-        result = script("""
-            wrapper = world.wrap()
-            world.run(wrapper, 2)
-            child = os.fork()
-            if child == 0:
-                time.sleep(30)  # a data loader's worker, which lives on
-                os._exit(0)
-            world.run(wrapper, 6)
-            assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
-            assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it lives still
-            os.kill(child, signal.SIGKILL)
-        """)
-        assert result.returncode == 0, result.stderr
-
-    @pytest.mark.clause("CLOSE-5")
-    def test_a_forked_child_can_record_on_its_own(self, script: Any) -> None:
-        result = script("""
-            wrapper = world.wrap(step_trigger=lambda n: n in (0, 7))
-            world.run(wrapper, 2)
-            child = os.fork()
-            world.run(wrapper, 13 if child == 0 else 5)
-            if child == 0:
-                leave()
-            assert os.waitpid(child, 0)[1] == 0
-        """)
-        assert result.returncode == 0, result.stderr
-        assert result.world.videos() == {"0.mp4": [0, 1, 2, 3, 4], "7.mp4": [7, 8, 9, 10, 11]}
-
-    @pytest.mark.clause("CLOSE-6")
-    def test_ctrl_c_in_the_terminal_costs_no_frame(self, script: Any) -> None:
-        # A terminal sends it to the whole process group, of which ffmpeg must be no part.
-        result = script(
-            """
-            wrapper = world.wrap(size=(640, 480), video_length_sec=4, step_trigger=first_only)
-            world.run(wrapper, 20)
-            try:
-                os.killpg(0, signal.SIGINT)
-                time.sleep(10)
-            except KeyboardInterrupt:
-                pass
-            time.sleep(0.3)
-            world.run(wrapper, 10)
-            wrapper.close()
-            """,
-            start_new_session=True,
-        )
-        assert result.returncode == 0, result.stderr
-        assert result.world.videos() == {"0.mp4": list(range(30))}
-
-    @pytest.mark.clause("CLOSE-7")
-    def test_sigterm_turned_into_an_exit_saves_as_any_exit_does(self, script: Any) -> None:
-        result = script("""
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            wrapper = world.wrap(terminated_at={3}, step_trigger=lambda n: n == 6)
-            world.run(wrapper, 9)
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
-        """)
-        assert result.returncode == 143, result.stderr
-        assert result.world.videos() == {"6.mp4": [6, 7, 8]}
-        assert result.world.files() == ["6.mp4"]
-
-    @pytest.mark.clause("CLOSE-8")
-    @pytest.mark.parametrize("name", ["policy.mp4", "policy.mkv"])
-    def test_sigkill_leaves_the_earlier_video_whole(self, script: Any, name: str) -> None:
-        result = script(KILLED.format(name=name, victims="[]"))
-        assert result.returncode == -signal.SIGKILL, result.stderr
-        assert result.world.videos() == {name: [0, 1, 2, 3, 4]}
-
-    @needs_proc
-    @pytest.mark.clause("CLOSE-9", "FILE-19")
-    @pytest.mark.parametrize(
-        "name", ["policy.mp4", "policy.mov", "policy.mkv", "größe" * 20 + ".mp4"]
-    )
-    def test_after_sigkill_what_was_recorded_is_playable_until_the_next_run(
-        self, module: Any, script: Any, fake: Any, name: str
-    ) -> None:
-        result = script(KILLED.format(name=name, victims="[]"))
-        (left,) = leftovers(result)
-        assert name[-20:] in left.name
-        assert read_when_done(result, left, 100) == list(range(8, 108))
-        wrap_until_gone(fake, left)
-        assert_kept(fake, name, left, 100)
-
-    @needs_proc
-    @pytest.mark.clause("CLOSE-9", "FILE-19")
-    @pytest.mark.parametrize("name", ["policy.mp4", "policy.mkv"])
-    def test_after_sigkill_of_ffmpeg_too_all_but_the_last_moments_of_an_mkv_is_playable(
-        self, module: Any, script: Any, fake: Any, name: str
-    ) -> None:
-        result = script(KILLED.format(name=name, victims="encoders"))
-        (left,) = leftovers(result)
-        assert result.world.videos() == {name: [0, 1, 2, 3, 4]}
-        if name == "policy.mkv":
-            steps = result.world.video(left.name).steps
-            assert steps == list(range(8, 8 + len(steps)))
-            assert len(steps) >= 40
-        fake.wrap()
-        if name == "policy.mkv":
-            assert_kept(fake, name, left, len(steps))
-        else:
-            assert fake.files() == [name]
-
-    @needs_proc
-    @pytest.mark.clause("FILE-19")
-    def test_an_ffmpeg_that_is_still_at_work_counts_as_living(
-        self, module: Any, script: Any, fake: Any
-    ) -> None:
-        result = script(
-            KILLED.format(name="policy.mp4", victims="[]").replace(
-                "time.sleep(0.7)",
-                "time.sleep(0.7)\n"
-                "    [os.kill(pid, signal.SIGSTOP) for pid in encoders]; print(*encoders)",
-            )
-        )
-        (left,) = leftovers(result)
-        fake.wrap()
-        assert left.exists()
-        os.kill(int(result.stdout), signal.SIGCONT)
-        assert read_when_done(result, left, 100) == list(range(8, 108))
-        wrap_until_gone(fake, left)
-        assert_kept(fake, "policy.mp4", left, 100)
 
     @pytest.mark.clause("CLOSE-10")
     def test_after_close_nothing_keeps_the_wrapper(self, fake: Any, implementation: type) -> None:
@@ -2266,56 +1910,6 @@ class TestClose:
         del wrapper
         gc.collect()
         assert kept() is None
-
-
-# Saves a video of five frames, and is killed when the next has a hundred.
-KILLED = """
-    always = dict(filename={name!r}, step_trigger=first_only, record_final_episode=False)
-    env = world.env(size=(48, 32), dt=0.02)
-    world.run(world.wrap(env, video_length_sec=0.1, **always), 8)
-    wrapper = world.wrap(env, video_length_sec=20, **always)
-    world.run(wrapper, 100)
-    encoders = [int(pid) for p in Path("/proc/self/task").glob("*/children") for pid in p.read_text().split()]
-    time.sleep(0.7)
-    for pid in [*{victims}, os.getpid()]:
-        os.kill(pid, signal.SIGKILL)
-"""
-
-
-def leftovers(result: Any) -> list[Path]:
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    return [result.world.out_dir / n for n in result.world.files() if n.startswith(".")]
-
-
-def read_when_done(result: Any, path: Path, count: int) -> list[int]:
-    """The steps of a video that an ffmpeg without its parent is about to complete."""
-    until = time.monotonic() + 10
-    while True:
-        try:
-            steps = result.world.video(path.name).steps
-        except AssertionError:
-            steps = []
-        if len(steps) >= count or time.monotonic() > until:
-            return steps
-        time.sleep(0.1)
-
-
-def wrap_until_gone(fake: Any, path: Path) -> None:
-    """Makes wrappers until one clears `path`: its ffmpeg may take a moment to end."""
-    until = time.monotonic() + 10
-    while path.exists() and time.monotonic() < until:
-        fake.wrap()
-        time.sleep(0.05)
-
-
-def assert_kept(fake: Any, name: str, left: Path, count: int) -> None:
-    """What was `left`, beginning with step 8, has a name of its own beside the video `name`."""
-    (kept,) = [file for file in fake.files() if file != name]
-    stem, suffix = os.path.splitext(name)
-    assert re.fullmatch(r".*-[0-9a-f]{8}\.\w+", kept)
-    assert kept.endswith(f"-{left.name[1:9]}{suffix}")
-    assert stem[-20:] in kept
-    assert fake.video(kept).steps == list(range(8, 8 + count))
 
 
 def kill_encoders() -> None:
@@ -2383,28 +1977,6 @@ class TestFaults:
         with warned(r"\b0\.mp4", "-9|kill"):
             wrapper.finish_recording()
         assert fake.files() == []
-
-    @pytest.mark.clause("FAIL-1")
-    def test_an_encoder_that_cannot_be_started_gives_one_warning(
-        self, script: Any, tmp_path: Path
-    ) -> None:
-        program = tmp_path / "ffmpeg"
-        program.write_text(f'#!/bin/sh\nexec "{imageio_ffmpeg.get_ffmpeg_exe()}" "$@"\n')
-        program.chmod(0o755)
-        code = f"""
-            wrapper = world.wrap(step_trigger=first_only, record_final_episode=False)
-            Path({str(program)!r}).chmod(0o644)  # while training runs
-            with conftest.warned(r"\\b0\\.mp4", "Permission denied"):
-                assert len(world.run(wrapper, 7)) == 7
-                if "0.mp4" in world.files():
-                    print("another encoder")
-                    os._exit(0)
-            assert world.files() == []
-        """
-        result = script(code, IMAGEIO_FFMPEG_EXE=str(program))
-        if "another encoder" in result.stdout:
-            pytest.skip("its encoder is not the ffmpeg that imageio-ffmpeg names")
-        assert result.returncode == 0, result.stderr
 
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     @needs_proc
@@ -2604,122 +2176,6 @@ class TestFaults:
         wrapper.close()
         assert fake.videos() == {"0.mp4": [0, 1]}
 
-    @pytest.mark.clause("FAIL-1", "FAIL-2")
-    @pytest.mark.parametrize(
-        ("disk", "cause"),
-        [("tmpfs", "No space left on device"), ("quota", "Disk quota exceeded")],
-    )
-    def test_a_full_disk_gives_one_warning_and_the_next_recording_works(
-        self, script: Any, tmp_path: Path, disk: str, cause: str
-    ) -> None:
-        if disk == "quota" and shutil.which("btrfs") is None:
-            pytest.skip("btrfs, whose quotas bind root as well, is not installed")
-        result = script(
-            mounted(disk, tmp_path)
-            + f"""
-            dice = np.random.default_rng(0)
-            wrapper = world.wrap(
-                size=(640, 480), video_length_sec=2, record_final_episode=False,
-                step_trigger=lambda n: n in (0, 30),
-            )
-            wrapper.unwrapped.camera.make_frame = lambda f: dice.integers(0, 256, f.shape, np.uint8)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                assert len(world.run(wrapper, 25)) == 25
-            (words,) = [str(w.message) for w in caught]
-            assert "0.mp4" in words and {cause!r} in words, words
-            assert world.files() == []
-            os.sync()  # a quota counts what was deleted until then
-            wrapper.unwrapped.camera.make_frame = lambda frame: frame
-            world.run(wrapper, 7)
-            wrapper.close()
-            assert world.videos() == {{"30.mp4": [30, 31]}}
-            """
-        )
-        skip_without_mount(result)
-        assert result.returncode == 0, result.stderr
-
-    @pytest.mark.clause("FAIL-1", "FAIL-2")
-    def test_a_folder_that_becomes_read_only_gives_one_warning(
-        self, script: Any, tmp_path: Path
-    ) -> None:
-        result = script(
-            mounted("tmpfs", tmp_path)
-            + """
-            wrapper = world.wrap(record_final_episode=False, step_trigger=lambda n: n in (0, 8, 16))
-            world.run(wrapper, 6)
-            subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                assert len(world.run(wrapper, 8)) == 8
-            (words,) = [str(w.message) for w in caught]
-            assert "8.mp4" in words and "Read-only file system" in words, words
-            subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
-            world.run(wrapper, 10)
-            assert world.files() == ["0.mp4", "16.mp4"]
-            assert world.videos()["16.mp4"] == [16, 17, 18, 19, 20]
-            """
-        )
-        skip_without_mount(result)
-        assert result.returncode == 0, result.stderr
-
-    @pytest.mark.clause("FAIL-1", "FAIL-2")
-    def test_a_file_size_limit_gives_one_warning_and_the_next_recording_works(
-        self, script: Any
-    ) -> None:
-        pytest.importorskip("resource", reason="Windows has no such limits")
-        result = script("""
-            import resource, warnings
-            import numpy as np
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
-            dice = np.random.default_rng(0)
-            wrapper = world.wrap(
-                size=(640, 480), video_length_sec=2, record_final_episode=False,
-                step_trigger=lambda n: n in (0, 30),
-            )
-            wrapper.unwrapped.camera.make_frame = lambda f: dice.integers(0, 256, f.shape, np.uint8)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                assert len(world.run(wrapper, 25)) == 25
-            (words,) = [str(w.message) for w in caught]
-            assert "0.mp4" in words and "File too large" in words, words
-            assert world.files() == []
-            wrapper.unwrapped.camera.make_frame = lambda frame: frame
-            world.run(wrapper, 7)
-            wrapper.close()
-            assert world.videos() == {"30.mp4": [30, 31]}
-        """)
-        assert result.returncode == 0, result.stderr
-
-    @pytest.mark.clause("FAIL-1")
-    @pytest.mark.parametrize(
-        "break_it",
-        [
-            "os.close(1)",
-            "sys.stdout.close()",
-            "sys.stdout.reconfigure(encoding='ascii')",
-            "sys.stdout = None",
-            # As a BufferedWriter does where a signal's handler prints; then a logger's own errors.
-            "sys.stdout = type('Out', (), {'write': lambda *_: raises(RuntimeError('reentrant'))})()",
-            "sys.stdout = type('Out', (), {'write': lambda *_: raises(LookupError('no logger'))})()",
-            "sys.stdout = object()",
-        ],
-    )
-    def test_a_line_that_cannot_be_printed_ends_nothing(self, script: Any, break_it: str) -> None:
-        result = script(f"""
-            def raises(error):
-                raise error
-
-            {break_it}
-            wrapper = world.wrap(filename="größe.mp4", step_trigger=first_only, logging=True)
-            world.run(wrapper, 7)
-            wrapper.close()
-            print("closed", file=sys.stderr)
-            os._exit(0)
-        """)
-        assert result.stderr == "closed\n"
-        assert result.world.files() == ["größe.mp4"]
-
     @pytest.mark.clause("FAIL-5")
     def test_an_interrupt_while_a_video_is_saved_costs_nothing(
         self, fake: Any, monkeypatch: pytest.MonkeyPatch
@@ -2753,83 +2209,6 @@ class TestFaults:
                 fake.run(wrapper, 1)
         wrapper.close()
         assert fake.videos() == {"0.mp4": [0, 1, 3, 4]}
-
-    @needs_proc
-    @pytest.mark.clause("FAIL-5")
-    def test_interrupts_at_any_moment_leave_whole_videos_and_no_process(self, script: Any) -> None:
-        result = script("""
-            import random
-            seed = int(os.environ.get("VIDEO_WRAPPER_SEED", random.randrange(10**6)))
-            print("seed", seed)
-            dice = random.Random(seed)
-
-            def interrupt(*_):
-                raise KeyboardInterrupt
-
-            def threads():
-                time.sleep(1)  # those that have done their work need a moment to end
-                return len(os.listdir("/proc/self/task"))
-
-            signal.signal(signal.SIGALRM, interrupt)
-            wrapper = world.wrap(size=(48, 32), video_length_sec=0.3, step_trigger=lambda n: n % 5 == 0)
-            world.run(wrapper, 4)
-            before = threads()
-            for _ in range(int(os.environ.get("VIDEO_WRAPPER_INTERRUPTS", "60"))):
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.03))
-                    # Not without end, since Python drops what is raised in a destructor.
-                    until = time.monotonic() + 1
-                    while time.monotonic() < until:
-                        world.run(wrapper, 1)
-                        if dice.random() < 0.1:
-                            wrapper.finish_recording()
-                except KeyboardInterrupt:
-                    pass
-            world.run(wrapper, 10)
-            wrapper.close()
-            for name, steps in world.videos().items():
-                start = int(Path(name).stem)
-                assert steps and len(steps) <= 3 + conftest.Shown.drift[1], (name, steps)
-                # An interrupt between the env's step and its count shifts what is shown, no more.
-                assert all(a < b for a, b in zip(steps, steps[1:])), (name, steps)
-            assert not [name for name in world.files() if name.startswith(".")], world.files()
-            children = [p.read_text() for p in Path("/proc/self/task").glob("*/children")]
-            assert not any(children), children
-            assert threads() == before
-        """)
-        assert result.returncode == 0, result.stdout + result.stderr
-
-
-def mounted(disk: str, tmp_path: Path) -> str:
-    """Code that has room for 2 MB in the folder: not for 20 pictures of noise, but for two raw ones.
-
-    It is a mount, which ends with the process.
-    """
-    image = tmp_path / "disk"
-    commands = {
-        "tmpfs": "mount -t tmpfs -o size=2M tmpfs FOLDER",
-        "quota": f"""truncate -s 128M {image}
-            mkfs.btrfs -q {image}
-            mount -o loop {image} FOLDER
-            btrfs quota enable FOLDER
-            btrfs qgroup limit 2M 0/5 FOLDER""",
-    }
-    return f"""
-            import ctypes, subprocess, warnings
-            import numpy as np
-            os.makedirs(folder)
-            is_private = ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS
-            commands = ["mount --make-rprivate /", *{commands[disk].splitlines()}]
-            commands = [c.replace("FOLDER", folder).split() for c in commands]
-            if not is_private or any(subprocess.run(c).returncode for c in commands):
-                print("cannot mount")
-                sys.exit()
-"""
-
-
-def skip_without_mount(result: Any) -> None:
-    if "cannot mount" in result.stdout:
-        pytest.skip("only root can mount a small file system")
 
 
 class TestLogging:

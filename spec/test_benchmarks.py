@@ -23,12 +23,13 @@ from conftest import (
     World,
     env_class,
     first_only,
+    moving_clip,
     never,
     psnr,
     refuse_threads,
+    sharpness,
     start_genesis,
 )
-from test_video_wrapper import moving_clip, sharpness
 
 
 def ready(world: Any, results: int = 1, **keywords: Any) -> Any:
