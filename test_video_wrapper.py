@@ -195,21 +195,6 @@ class TestApi:
         assert module.__spec_version__ == spec_version
         assert "SPDX-License-Identifier: MIT" in module.__doc__
 
-    @pytest.mark.clause("API-10")
-    @pytest.mark.parametrize("when", ["before", "in", "after"])
-    @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
-    def test_a_copy_is_refused_at_any_time(
-        self, fake: Any, when: str, copied: Callable[[Any], Any]
-    ) -> None:
-        wrapper = fake.wrap()
-        fake.run(wrapper, {"before": 0, "in": 2, "after": 9}[when])
-        # Its own words, and not those of pickle for some part of it.
-        with pytest.raises(TypeError, match=r"(?i)\bcop(y|ied|ies)\b|\bpickl(ed|ing)\b"):
-            copied(wrapper)
-        fake.run(wrapper, 9)
-        wrapper.close()
-        assert fake.videos()["0.mp4"] == [0, 1, 2, 3, 4]
-
     @pytest.mark.clause("API-9")
     def test_it_is_a_wrapper_of_the_library_whose_envs_it_wraps(
         self, implementation: type, fake: Any, monkeypatch: pytest.MonkeyPatch
@@ -229,6 +214,21 @@ class TestApi:
         fake.run(wrapper, 8)
         wrapper.close()
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
+
+    @pytest.mark.clause("API-10")
+    @pytest.mark.parametrize("when", ["before", "in", "after"])
+    @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+    def test_a_copy_is_refused_at_any_time(
+        self, fake: Any, when: str, copied: Callable[[Any], Any]
+    ) -> None:
+        wrapper = fake.wrap()
+        fake.run(wrapper, {"before": 0, "in": 2, "after": 9}[when])
+        # Its own words, and not those of pickle for some part of it.
+        with pytest.raises(TypeError, match=r"(?i)\bcop(y|ied|ies)\b|\bpickl(ed|ing)\b"):
+            copied(wrapper)
+        fake.run(wrapper, 9)
+        wrapper.close()
+        assert fake.videos()["0.mp4"] == [0, 1, 2, 3, 4]
 
 
 NOT_NAMES = ["x" * 252 + ".mp4", "ü" * 126 + ".mp4", "a\0b.mp4", "a\nb.mp4", "\ud800.mp4"]
@@ -538,6 +538,18 @@ def plain(videos: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 class TestTime:
+    @staticmethod
+    def record(fake: Any, row: Any) -> Any:
+        wrapper = fake.wrap(
+            dt=row["dt"],
+            fps=row["fps"],
+            video_length_sec=row["video_length_sec"],
+            step_trigger=first_only,
+            record_final_episode=False,
+        )
+        fake.run(wrapper, row["steps"] + 2 * row["stride"])
+        return fake.video("0.mp4")
+
     @pytest.mark.clause("TIME-1")
     @timing("TIME-1", "TIME-3", "TIME-6")
     def test_the_length_is_the_seconds_in_steps_rounded_up(self, fake: Any, row: Any) -> None:
@@ -559,26 +571,6 @@ class TestTime:
     def test_the_stride_is_the_nearest_whole_number_of_steps(self, fake: Any, row: Any) -> None:
         video = self.record(fake, row)
         assert video.count == 1 or video.steps[1] - video.steps[0] == row["stride"]
-
-    @pytest.mark.clause("TIME-6")
-    @timing()
-    def test_the_rate_is_the_exact_ratio(self, fake: Any, row: Any) -> None:
-        video = self.record(fake, row)
-        # Of the stride that it has: which one it should have is TIME-3's.
-        stride = video.steps[1] - video.steps[0] if video.count > 1 else row["stride"]
-        assert video.rate * stride == Fraction(row["rate"]) * row["stride"]
-
-    @staticmethod
-    def record(fake: Any, row: Any) -> Any:
-        wrapper = fake.wrap(
-            dt=row["dt"],
-            fps=row["fps"],
-            video_length_sec=row["video_length_sec"],
-            step_trigger=first_only,
-            record_final_episode=False,
-        )
-        fake.run(wrapper, row["steps"] + 2 * row["stride"])
-        return fake.video("0.mp4")
 
     @pytest.mark.clause("TIME-4")
     @timing()
@@ -650,6 +642,14 @@ class TestTime:
         steps = fake.video("0.mp4").steps
         assert 2 not in steps
         assert steps[steps.index(555) - 1 :][:3] == [1, 555, 3]
+
+    @pytest.mark.clause("TIME-6")
+    @timing()
+    def test_the_rate_is_the_exact_ratio(self, fake: Any, row: Any) -> None:
+        video = self.record(fake, row)
+        # Of the stride that it has: which one it should have is TIME-3's.
+        stride = video.steps[1] - video.steps[0] if video.count > 1 else row["stride"]
+        assert video.rate * stride == Fraction(row["rate"]) * row["stride"]
 
     @pytest.mark.clause("TIME-6")
     def test_a_second_of_video_is_a_second_of_simulation(self, world: Any) -> None:
@@ -1781,21 +1781,6 @@ class TestFiles:
 
 
 class TestPictures:
-    @pytest.mark.clause("FILE-18")
-    def test_what_moves_is_sharp_and_leaves_no_trail(self, fake: Any) -> None:
-        pictures = moving_clip(40)
-        env = fake.env(size=(320, 240))
-        shown = iter(pictures)
-        env.camera.render = lambda *_, **__: (next(shown), None, None, None)
-        wrapper = fake.wrap(env, video_length_sec=4, record_final_episode=False)
-        fake.run(wrapper, 40)
-        wrapper.close()
-        luma, trail = sharpness(fake.video("0.mp4").frames, pictures)
-        assert luma >= 40, f"luma of {luma:.1f} dB where something moves; 40 is wanted"
-        assert trail <= 0.25, (
-            f"chroma is {trail:.2f} levels off where something was; 0.25 is wanted"
-        )
-
     @pytest.mark.clause("FILE-3", "FILE-5", "TIME-6")
     def test_the_encoder_makes_a_video_of_pictures_alone(
         self, fake: Any, implementation: type, module: Any
@@ -1818,6 +1803,21 @@ class TestPictures:
             module._Encoder(str(fake.out_dir / "failed.mp4"), Fraction(50)).encode(fail())
         module._Encoder(str(fake.out_dir / "none.mp4"), Fraction(50)).encode([])
         assert fake.files() == ["alone.mp4"]
+
+    @pytest.mark.clause("FILE-18")
+    def test_what_moves_is_sharp_and_leaves_no_trail(self, fake: Any) -> None:
+        pictures = moving_clip(40)
+        env = fake.env(size=(320, 240))
+        shown = iter(pictures)
+        env.camera.render = lambda *_, **__: (next(shown), None, None, None)
+        wrapper = fake.wrap(env, video_length_sec=4, record_final_episode=False)
+        fake.run(wrapper, 40)
+        wrapper.close()
+        luma, trail = sharpness(fake.video("0.mp4").frames, pictures)
+        assert luma >= 40, f"luma of {luma:.1f} dB where something moves; 40 is wanted"
+        assert trail <= 0.25, (
+            f"chroma is {trail:.2f} levels off where something was; 0.25 is wanted"
+        )
 
 
 class TestClose:
@@ -1874,17 +1874,6 @@ class TestClose:
         wrapper.close()
         assert world.files() == []
 
-    @pytest.mark.clause("CLOSE-7")
-    def test_a_signal_has_the_handler_that_the_program_gave_it(self, fake: Any) -> None:
-        before = {s: signal.getsignal(s) for s in signal.valid_signals()}
-        wrapper = fake.wrap()
-        fake.run(wrapper, 3)
-        during = {s: signal.getsignal(s) for s in signal.valid_signals()}
-        wrapper.close()
-        after = {s: signal.getsignal(s) for s in signal.valid_signals()}
-        taken = [s.name for s in before if not before[s] == during[s] == after[s]]
-        assert not taken, f"the wrapper sets a handler of its own for {taken}"
-
     @pytest.mark.clause("CLOSE-4")
     @pytest.mark.parametrize("type", ["active", "background"])
     def test_where_no_thread_starts_any_more_what_runs_is_saved(
@@ -1897,6 +1886,17 @@ class TestClose:
         wrapper.close()
         assert fake.videos() == {"0.mp4": [0, 1, 2]}
         assert fake.files() == ["0.mp4"]
+
+    @pytest.mark.clause("CLOSE-7")
+    def test_a_signal_has_the_handler_that_the_program_gave_it(self, fake: Any) -> None:
+        before = {s: signal.getsignal(s) for s in signal.valid_signals()}
+        wrapper = fake.wrap()
+        fake.run(wrapper, 3)
+        during = {s: signal.getsignal(s) for s in signal.valid_signals()}
+        wrapper.close()
+        after = {s: signal.getsignal(s) for s in signal.valid_signals()}
+        taken = [s.name for s in before if not before[s] == during[s] == after[s]]
+        assert not taken, f"the wrapper sets a handler of its own for {taken}"
 
     @pytest.mark.clause("CLOSE-10")
     def test_after_close_nothing_keeps_the_wrapper(self, fake: Any, implementation: type) -> None:
@@ -2117,6 +2117,40 @@ class TestFaults:
         (steps,) = fake.videos().values()
         assert steps in ([3, 4, 5, 6, 7], [4, 5, 6, 7, 8])
 
+    @pytest.mark.clause("FAIL-5")
+    def test_an_interrupt_while_a_video_is_saved_costs_nothing(
+        self, fake: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*line: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+        wrapper = fake.wrap(
+            step_trigger=lambda n: n in (0, 8), record_final_episode=False, logging=True
+        )
+        fake.run(wrapper, 3)
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr("builtins.print", interrupt)
+            wrapper.finish_recording()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fake.run(wrapper, 17)
+        assert set(fake.videos()) == set(fake.files()) == {"0.mp4", "8.mp4"}
+
+    @pytest.mark.clause("FAIL-5")
+    @pytest.mark.parametrize("type", ["active", "background"])
+    def test_an_interrupt_while_a_frame_is_taken_costs_that_frame_alone(
+        self, fake: Any, type: str
+    ) -> None:
+        wrapper = fake.wrap(step_trigger=never, record_final_episode=False)
+        wrapper.start_recording(type)
+        camera = wrapper.unwrapped.camera
+        for step in range(8):
+            camera.make_frame = (lambda f: f.view(Interrupts)) if step == 2 else (lambda f: f)
+            with contextlib.suppress(KeyboardInterrupt):
+                fake.run(wrapper, 1)
+        wrapper.close()
+        assert fake.videos() == {"0.mp4": [0, 1, 3, 4]}
+
     @pytest.mark.clause("FAIL-6")
     @pytest.mark.parametrize(
         ("convert", "words"),
@@ -2175,40 +2209,6 @@ class TestFaults:
             fake.run(wrapper, 3)
         wrapper.close()
         assert fake.videos() == {"0.mp4": [0, 1]}
-
-    @pytest.mark.clause("FAIL-5")
-    def test_an_interrupt_while_a_video_is_saved_costs_nothing(
-        self, fake: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def interrupt(*line: Any, **options: Any) -> None:
-            raise KeyboardInterrupt
-
-        wrapper = fake.wrap(
-            step_trigger=lambda n: n in (0, 8), record_final_episode=False, logging=True
-        )
-        fake.run(wrapper, 3)
-        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
-            patched.setattr("builtins.print", interrupt)
-            wrapper.finish_recording()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            fake.run(wrapper, 17)
-        assert set(fake.videos()) == set(fake.files()) == {"0.mp4", "8.mp4"}
-
-    @pytest.mark.clause("FAIL-5")
-    @pytest.mark.parametrize("type", ["active", "background"])
-    def test_an_interrupt_while_a_frame_is_taken_costs_that_frame_alone(
-        self, fake: Any, type: str
-    ) -> None:
-        wrapper = fake.wrap(step_trigger=never, record_final_episode=False)
-        wrapper.start_recording(type)
-        camera = wrapper.unwrapped.camera
-        for step in range(8):
-            camera.make_frame = (lambda f: f.view(Interrupts)) if step == 2 else (lambda f: f)
-            with contextlib.suppress(KeyboardInterrupt):
-                fake.run(wrapper, 1)
-        wrapper.close()
-        assert fake.videos() == {"0.mp4": [0, 1, 3, 4]}
 
 
 class TestLogging:
@@ -2458,26 +2458,6 @@ class TestCost:
         wrapper = fake.wrap(env, step_trigger=lambda n: n == 2, record_final_episode=False)
         assert all(r is result for r in fake.run(wrapper, 10))
 
-    @pytest.mark.clause("COST-4")
-    def test_nothing_is_made_of_the_same_flags_again(self, fake: Any) -> None:
-        class Known(torch.Tensor):
-            @classmethod
-            def __torch_function__(cls, func: Any, *rest: Any) -> Any:
-                result = super().__torch_function__(func, *rest)
-                if isinstance(result, (torch.Tensor, np.ndarray, list)):
-                    made.append(func.__name__)
-                return result
-
-        made: list[str] = []
-        env, flags = fake.env(), [torch.zeros(3, dtype=torch.bool) for _ in range(2)]
-        result = (None, None, *(flag.as_subclass(Known) for flag in flags), {})
-        env.step = lambda actions: result
-        wrapper = fake.wrap(env, episode_trigger=never, record_final_episode=False)
-        fake.run(wrapper, 2)
-        made.clear()
-        fake.run(wrapper, 5)
-        assert made == [], f"five steps make tensors, arrays or lists by {made}"
-
     @pytest.mark.clause("COST-2")
     def test_a_recording_takes_one_process(self, fake: Any) -> None:
         before, started, counts = encoders(), [], []
@@ -2503,6 +2483,26 @@ class TestCost:
     def test_a_step_waits_for_an_encoder_that_stands_still(self, fake: Any) -> None:
         # The first, one that is being written, those that wait, and one whose step does.
         assert frames_until_steps_wait(fake) <= 1 + 1 + 4 + 1
+
+    @pytest.mark.clause("COST-4")
+    def test_nothing_is_made_of_the_same_flags_again(self, fake: Any) -> None:
+        class Known(torch.Tensor):
+            @classmethod
+            def __torch_function__(cls, func: Any, *rest: Any) -> Any:
+                result = super().__torch_function__(func, *rest)
+                if isinstance(result, (torch.Tensor, np.ndarray, list)):
+                    made.append(func.__name__)
+                return result
+
+        made: list[str] = []
+        env, flags = fake.env(), [torch.zeros(3, dtype=torch.bool) for _ in range(2)]
+        result = (None, None, *(flag.as_subclass(Known) for flag in flags), {})
+        env.step = lambda actions: result
+        wrapper = fake.wrap(env, episode_trigger=never, record_final_episode=False)
+        fake.run(wrapper, 2)
+        made.clear()
+        fake.run(wrapper, 5)
+        assert made == [], f"five steps make tensors, arrays or lists by {made}"
 
     @needs_proc
     @pytest.mark.clause("COST-5")
