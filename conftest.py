@@ -904,24 +904,6 @@ def stopped_encoder(seconds: float) -> Iterator[None]:
     timer.join()
 
 
-class OnDevice(torch.Tensor):
-    """A tensor that is on an accelerator, or seems to be: its memory is read by way of `cpu()`."""
-
-    is_cpu, is_cuda = False, True
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("numpy", "__array__", "data_ptr"):
-            raise TypeError("can't convert device type tensor to numpy. Use Tensor.cpu() first.")
-        result = super().__torch_function__(func, types, args, kwargs or {})
-        moved = name == "cpu" or (name == "to" and "cpu" in map(str, args))
-        return result.as_subclass(torch.Tensor) if moved else result
-
-    def __array__(self, *arguments: Any, **options: Any) -> Any:
-        raise TypeError("can't convert device type tensor to numpy. Use Tensor.cpu() first.")
-
-
 def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets no thread start, as Python from 3.12 on while it exits."""
 

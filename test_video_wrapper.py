@@ -40,7 +40,6 @@ import pytest
 import torch
 
 from conftest import (
-    OnDevice,
     Shown,
     encoders,
     first_only,
@@ -53,6 +52,7 @@ from conftest import (
     sharpness,
     warned,
 )
+from spec.stand_ins import Asked, Flags, Interrupts, Large, OnDevice
 
 VECTORS = json.loads((Path(__file__).parent / "spec" / "vectors.json").read_text())
 STUB = ast.parse((Path(__file__).parent / "spec" / "video_wrapper.pyi").read_text())
@@ -687,24 +687,6 @@ class TestTime:
         assert shown
         assert rendered == shown
         assert camera.renders == len(shown)
-
-
-class Asked:
-    """A trigger that remembers what it was asked, and is true for the numbers given."""
-
-    def __init__(self, *true_for: int) -> None:
-        self.true_for = true_for
-        self.numbers: list[int] = []
-
-    def __call__(self, number: int) -> bool:
-        assert type(number) is int
-        self.numbers.append(number)
-        return number in self.true_for
-
-    @property
-    def episodes(self) -> list[int]:
-        """What it was asked for, each once: whether it was asked more often is TRIG-5's."""
-        return [*dict.fromkeys(self.numbers)]
 
 
 class TestTriggers:
@@ -1920,26 +1902,6 @@ def kill_encoders() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-class Uncopied(np.ndarray):
-    """A picture of which no copy is made, in whatever way: `error` is raised instead."""
-
-    error: BaseException
-
-    def refuse(self, *arguments: Any, **options: Any) -> Any:
-        raise self.error
-
-    copy = astype = tobytes = tolist = flatten = ravel = __copy__ = __deepcopy__ = refuse
-    __array_function__ = __array_ufunc__ = tofile = dump = dumps = refuse
-
-
-class Large(Uncopied):
-    error = MemoryError("Unable to allocate 7.91 MiB")
-
-
-class Interrupts(Uncopied):
-    error = KeyboardInterrupt()
-
-
 @contextlib.contextmanager
 def saved_or_warned(fake: Any, name: str, steps: list[int]) -> Iterator[None]:
     """Where the folder went away, a class may make it anew and lose nothing, or warn."""
@@ -2380,25 +2342,6 @@ class TestDelegation:
         env, answer = fake.env(), (object(), {})
         env.reset = lambda: answer
         assert fake.wrap(env).reset() is answer
-
-
-class Flags(torch.Tensor):
-    """Done flags that are on an accelerator, or seem to be, and count how they are read."""
-
-    is_cpu, is_cuda = False, True
-    log: list[str]
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, flags = func.__name__, next(a for a in args if isinstance(a, Flags))
-        result = super().__torch_function__(func, types, args, kwargs or {})
-        if isinstance(result, Flags):
-            result.log = flags.log
-        if name in ("__bool__", "item", "tolist", "cpu", "to", "numpy", "__array__", "nonzero"):
-            flags.log.append("wait")
-        elif len(args) > 1 and name in ("__getitem__", "select", "index_select", "take", "gather"):
-            flags.log.append("read")
-        return result
 
 
 def frames_until_steps_wait(fake: Any) -> int:
