@@ -793,6 +793,11 @@ def never(number: int) -> bool:
     return False
 
 
+def only_at(*steps: int) -> dict[str, Any]:
+    """Arguments of a wrapper that records from these steps on, and no final episode."""
+    return {"step_trigger": lambda n: n in steps, "record_final_episode": False}
+
+
 @contextlib.contextmanager
 def warned(*words: str, count: int = 1) -> Iterator[list[str]]:
     """Expects so many warnings, of any category. Each word, a pattern, is in all of them.

@@ -46,6 +46,7 @@ from conftest import (
     moving_clip,
     needs_proc,
     never,
+    only_at,
     psnr,
     read_step,
     refuse_threads,
@@ -541,11 +542,7 @@ class TestTime:
     @staticmethod
     def record(fake: Any, row: Any) -> Any:
         wrapper = fake.wrap(
-            dt=row["dt"],
-            fps=row["fps"],
-            video_length_sec=row["video_length_sec"],
-            step_trigger=first_only,
-            record_final_episode=False,
+            dt=row["dt"], fps=row["fps"], video_length_sec=row["video_length_sec"], **only_at(0)
         )
         fake.run(wrapper, row["steps"] + 2 * row["stride"])
         return fake.video("0.mp4")
@@ -576,18 +573,14 @@ class TestTime:
     @timing()
     def test_a_video_has_the_frames_of_its_length(self, fake: Any, row: Any) -> None:
         wrapper = fake.wrap(
-            dt=row["dt"],
-            fps=row["fps"],
-            video_length_sec=row["video_length_sec"],
-            step_trigger=first_only,
-            record_final_episode=False,
+            dt=row["dt"], fps=row["fps"], video_length_sec=row["video_length_sec"], **only_at(0)
         )
         fake.run(wrapper, row["steps"] + 1)
         assert fake.video("0.mp4").count == row["frames"]
 
     @pytest.mark.clause("TIME-4")
     def test_a_video_shows_its_steps_from_the_first(self, world: Any) -> None:
-        wrapper = world.wrap(step_trigger=lambda n: n == 3, record_final_episode=False)
+        wrapper = world.wrap(**only_at(3))
         world.run(wrapper, 20)
         assert plain(world.videos()) == {"3.mp4": [3, 4, 5, 6, 7]}
 
@@ -596,12 +589,7 @@ class TestTime:
     def test_a_stride_counts_from_the_first_step(
         self, world: Any, start: int, steps: list[int]
     ) -> None:
-        wrapper = world.wrap(
-            fps=3.3,
-            video_length_sec=1.0,
-            step_trigger=lambda n: n == start,
-            record_final_episode=False,
-        )
+        wrapper = world.wrap(fps=3.3, video_length_sec=1.0, **only_at(start))
         world.run(wrapper, 30)
         assert plain(world.videos()) == {f"{start}.mp4": steps}
 
@@ -619,9 +607,7 @@ class TestTime:
     @pytest.mark.clause("TIME-4")
     @pytest.mark.parametrize("length", range(1, 8))
     def test_a_video_of_any_length_has_that_many_frames(self, fake: Any, length: int) -> None:
-        wrapper = fake.wrap(
-            video_length_sec=length / 10, step_trigger=first_only, record_final_episode=False
-        )
+        wrapper = fake.wrap(video_length_sec=length / 10, **only_at(0))
         fake.run(wrapper, 10)
         assert plain(fake.videos()) == {"0.mp4": list(range(length))}
 
@@ -637,7 +623,7 @@ class TestTime:
             return result
 
         env.step = step
-        wrapper = fake.wrap(env, step_trigger=first_only, record_final_episode=False)
+        wrapper = fake.wrap(env, **only_at(0))
         fake.run(wrapper, 8)
         steps = fake.video("0.mp4").steps
         assert 2 not in steps
@@ -670,12 +656,7 @@ class TestTime:
 
     @pytest.mark.clause("TIME-7")
     def test_nothing_is_rendered_that_is_not_recorded(self, fake: Any) -> None:
-        wrapper = fake.wrap(
-            fps=5,
-            step_trigger=lambda n: n in (3, 20),
-            video_length_sec=0.6,
-            record_final_episode=False,
-        )
+        wrapper = fake.wrap(fps=5, **only_at(3, 20), video_length_sec=0.6)
         camera = wrapper.unwrapped.camera
         renders = []
         for _ in range(30):
@@ -1041,17 +1022,13 @@ class TestEpisodes:
 
     @pytest.mark.clause("EPI-5")
     def test_a_recording_goes_on_across_the_end_of_an_episode(self, world: Any) -> None:
-        wrapper = world.wrap(
-            terminated_at={1, 3},
-            step_trigger=first_only,
-            record_final_episode=False,
-        )
+        wrapper = world.wrap(terminated_at={1, 3}, **only_at(0))
         world.run(wrapper, 10)
         assert world.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
     @pytest.mark.clause("EPI-5")
     def test_a_recording_goes_on_across_a_reset_by_hand(self, world: Any) -> None:
-        wrapper = world.wrap(step_trigger=first_only, record_final_episode=False)
+        wrapper = world.wrap(**only_at(0))
         world.run(wrapper, 2)
         wrapper.reset()
         world.run(wrapper, 8)
@@ -1149,7 +1126,7 @@ class TestEpisodes:
         env = fake.env()
         step = env.step
         env.step = lambda actions: step(actions)[:4]
-        wrapper = fake.wrap(env, step_trigger=lambda n: n == 0, record_final_episode=False)
+        wrapper = fake.wrap(env, **only_at(0))
         fake.run(wrapper, 6)
         assert fake.videos() == {"0.mp4": [0, 1, 2, 3, 4]}
 
@@ -1326,7 +1303,7 @@ class TestRecordings:
     @pytest.mark.clause("REC-7")
     @pytest.mark.parametrize("type", ["Active", "", None, 1])
     def test_an_unknown_type_is_refused_and_changes_nothing(self, fake: Any, type: Any) -> None:
-        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0))
         fake.run(wrapper, 2)
         with pytest.raises(ValueError):
             wrapper.start_recording(type)
@@ -1458,20 +1435,14 @@ class TestFiles:
     )
     def test_names(self, fake: Any, row: Any) -> None:
         start = row["step"]
-        wrapper = fake.wrap(
-            step_trigger=lambda n: n == start,
-            record_final_episode=False,
-            filename=row["filename"],
-        )
+        wrapper = fake.wrap(**only_at(start), filename=row["filename"])
         fake.run(wrapper, start + 8)
         assert fake.files() == [row["name"]]
         assert fake.video(row["name"]).steps == list(range(start, start + 5))
 
     @pytest.mark.clause("FILE-2")
     def test_with_a_filename_each_video_overwrites_the_last(self, world: Any) -> None:
-        wrapper = world.wrap(
-            step_trigger=lambda n: n in (0, 8), filename="policy.mp4", record_final_episode=False
-        )
+        wrapper = world.wrap(**only_at(0, 8), filename="policy.mp4")
         world.run(wrapper, 8)
         assert world.videos() == {"policy.mp4": [0, 1, 2, 3, 4]}
         world.run(wrapper, 8)
@@ -1479,9 +1450,7 @@ class TestFiles:
 
     @pytest.mark.clause("FILE-3")
     def test_a_name_appears_only_with_its_whole_video(self, fake: Any) -> None:
-        wrapper = fake.wrap(
-            step_trigger=lambda n: n in (0, 8), filename="policy.mp4", record_final_episode=False
-        )
+        wrapper = fake.wrap(**only_at(0, 8), filename="policy.mp4")
         seen = []
         for _ in range(16):
             fake.run(wrapper, 1)
@@ -1497,7 +1466,7 @@ class TestFiles:
     def test_a_file_of_an_earlier_run_stays_whole_until_it_is_replaced(self, fake: Any) -> None:
         fake.out_dir.mkdir()
         (fake.out_dir / "0.mp4").write_bytes(b"of an earlier run")
-        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0))
         fake.run(wrapper, 4)
         assert (fake.out_dir / "0.mp4").read_bytes() == b"of an earlier run"
         fake.run(wrapper, 4)
@@ -1505,9 +1474,7 @@ class TestFiles:
 
     @pytest.mark.clause("FILE-3")
     def test_a_video_is_replaced_in_one_move(self, fake: Any) -> None:
-        wrapper = fake.wrap(
-            step_trigger=lambda n: n in (0, 8), filename="policy.mp4", record_final_episode=False
-        )
+        wrapper = fake.wrap(**only_at(0, 8), filename="policy.mp4")
         fake.run(wrapper, 8)
         path = fake.out_dir / "policy.mp4"
         saved, faults = path.read_bytes(), []
@@ -1553,9 +1520,7 @@ class TestFiles:
         def refuse(*arguments: Any, **options: Any) -> None:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-        wrapper = fake.wrap(
-            step_trigger=lambda n: n in (0, 8), filename="policy.mp4", record_final_episode=False
-        )
+        wrapper = fake.wrap(**only_at(0, 8), filename="policy.mp4")
         fake.run(wrapper, 8)
         with monkeypatch.context() as patched, warned(r"policy\.mp4", "quota"):
             for move in ("link", "rename", "replace"):
@@ -1694,7 +1659,7 @@ class TestFiles:
 
     @pytest.mark.clause("FILE-11")
     def test_the_frames_are_what_the_camera_gives(self, world: Any) -> None:
-        wrapper = world.wrap(step_trigger=first_only, record_final_episode=False)
+        wrapper = world.wrap(**only_at(0))
         world.run(wrapper, 8)
         video, env = world.video("0.mp4"), wrapper.unwrapped
         assert video.steps == [0, 1, 2, 3, 4]
@@ -1735,10 +1700,7 @@ class TestFiles:
     def test_memory_does_not_grow_with_the_length(self, fake: Any) -> None:
         import tracemalloc
 
-        wrapper = fake.wrap(
-            size=(640, 480), video_length_sec=12.0, step_trigger=first_only,
-            record_final_episode=False,
-        )  # fmt: skip
+        wrapper = fake.wrap(size=(640, 480), video_length_sec=12.0, **only_at(0))
         frame = 640 * 480 * 3
         fake.run(wrapper, 20)
         tracemalloc.start()
@@ -1750,9 +1712,7 @@ class TestFiles:
 
     @pytest.mark.clause("FILE-13")
     def test_two_wrappers_with_one_filename_leave_one_whole_video(self, fake: Any) -> None:
-        always: Any = {"filename": "policy.mp4", "record_final_episode": False}
-        one = fake.wrap(step_trigger=first_only, **always)
-        two = fake.wrap(step_trigger=lambda n: n == 1, **always)
+        one, two = (fake.wrap(**only_at(step), filename="policy.mp4") for step in (0, 1))
         fake.run(one, 3)
         fake.run(two, 3)
         fake.run(one, 5)
@@ -1805,7 +1765,7 @@ class TestPictures:
 class TestClose:
     @pytest.mark.clause("CLOSE-1")
     def test_close_saves_the_active_recording(self, world: Any) -> None:
-        wrapper = world.wrap(step_trigger=lambda n: n == 2, record_final_episode=False)
+        wrapper = world.wrap(**only_at(2))
         world.run(wrapper, 5)
         wrapper.close()
         assert world.videos() == {"2.mp4": [2, 3, 4]}
@@ -1920,7 +1880,7 @@ class TestFaults:
     @needs_proc
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     def test_a_dead_encoder_gives_one_warning_and_the_next_recording_works(self, fake: Any) -> None:
-        wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0, 8))
         fake.run(wrapper, 2)
         kill_encoders()
         with warned(r"\b0\.mp4", "-9|kill|pipe"):
@@ -1933,7 +1893,7 @@ class TestFaults:
     def test_an_encoder_that_dies_after_the_last_frame_leaves_no_broken_video(
         self, fake: Any
     ) -> None:
-        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0))
         fake.run(wrapper, 2)
         kill_encoders()
         with warned(r"\b0\.mp4", "-9|kill"):
@@ -1945,7 +1905,7 @@ class TestFaults:
     def test_who_makes_errors_of_warnings_gets_them_and_the_next_recording_works(
         self, fake: Any
     ) -> None:
-        wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0, 8))
         fake.run(wrapper, 2)
         kill_encoders()
         with warnings.catch_warnings():
@@ -1959,7 +1919,7 @@ class TestFaults:
 
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     def test_a_folder_that_went_away_gives_one_warning(self, fake: Any) -> None:
-        wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0, 8))
         fake.run(wrapper, 2)
         shutil.rmtree(fake.out_dir)
         with saved_or_warned(fake, "0.mp4", [0, 1, 2, 3, 4]):
@@ -1971,7 +1931,7 @@ class TestFaults:
     def test_a_folder_that_cannot_be_had_back_gives_a_warning_for_each_video(
         self, fake: Any
     ) -> None:
-        wrapper = fake.wrap(step_trigger=lambda n: n in (2, 8), record_final_episode=False)
+        wrapper = fake.wrap(**only_at(2, 8))
         shutil.rmtree(fake.out_dir)
         fake.out_dir.write_text("a file where the folder was")
         with warned("exists|not a directory", count=2) as said:
@@ -1983,7 +1943,7 @@ class TestFaults:
     def test_a_folder_in_the_place_of_the_video_gives_one_warning_and_stays(
         self, fake: Any
     ) -> None:
-        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0))
         (fake.out_dir / "0.mp4").mkdir()
         with warned(r"\b0\.mp4", "directory"):
             fake.run(wrapper, 7)
@@ -1993,7 +1953,7 @@ class TestFaults:
     @pytest.mark.clause("FAIL-1")
     @pytest.mark.parametrize("call", ["finish_recording", "close", "start_recording"])
     def test_a_failure_at_the_end_raises_nothing(self, fake: Any, call: str) -> None:
-        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0))
         fake.run(wrapper, 2)
         shutil.rmtree(fake.out_dir)
         with saved_or_warned(fake, "0.mp4", [0, 1]):
@@ -2022,9 +1982,7 @@ class TestFaults:
 
     @pytest.mark.clause("FAIL-1")
     def test_each_of_two_recordings_of_one_name_that_fail_gives_a_warning(self, fake: Any) -> None:
-        wrapper = fake.wrap(
-            step_trigger=lambda n: n in (0, 8), filename="policy.mp4", record_final_episode=False
-        )
+        wrapper = fake.wrap(**only_at(0, 8), filename="policy.mp4")
         wrapper.unwrapped.camera.make_frame = lambda frame: None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")  # which shows the same words of a line once
@@ -2034,7 +1992,7 @@ class TestFaults:
 
     @pytest.mark.clause("FAIL-3")
     def test_what_the_camera_raises_is_passed_on_and_the_frames_kept(self, fake: Any) -> None:
-        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0))
         wrapper.unwrapped.camera.fails_at = {2}
         fake.run(wrapper, 2)
         with pytest.raises(RuntimeError, match="^camera$"):
@@ -2047,7 +2005,7 @@ class TestFaults:
 
     @pytest.mark.clause("FAIL-3")
     def test_what_the_env_raises_is_passed_on_and_the_step_not_counted(self, fake: Any) -> None:
-        wrapper = fake.wrap(step_trigger=first_only, record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0))
         fake.run(wrapper, 2)
         inner_step = wrapper.unwrapped.step
 
@@ -2086,9 +2044,7 @@ class TestFaults:
         def interrupt(*line: Any, **options: Any) -> None:
             raise KeyboardInterrupt
 
-        wrapper = fake.wrap(
-            step_trigger=lambda n: n in (0, 8), record_final_episode=False, logging=True
-        )
+        wrapper = fake.wrap(**only_at(0, 8), logging=True)
         fake.run(wrapper, 3)
         with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
             patched.setattr("builtins.print", interrupt)
@@ -2131,7 +2087,7 @@ class TestFaults:
     def test_a_frame_that_cannot_be_recorded_gives_one_warning_that_names_it(
         self, fake: Any, convert: Callable, words: list[str]
     ) -> None:
-        wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0, 8))
         wrapper.unwrapped.camera.make_frame = convert
         with warned(r"\b0\.mp4", *map(re.escape, words)):
             fake.run(wrapper, 5)
@@ -2149,7 +2105,7 @@ class TestFaults:
 
     @pytest.mark.clause("FAIL-6")
     def test_frames_of_another_size_give_one_warning_that_names_it(self, fake: Any) -> None:
-        wrapper = fake.wrap(step_trigger=lambda n: n in (0, 8), record_final_episode=False)
+        wrapper = fake.wrap(**only_at(0, 8))
         fake.run(wrapper, 2)
         wrapper.unwrapped.camera.make_frame = lambda frame: frame[:32]
         with warned(r"\b0\.mp4", re.escape("(32, 96, 3)"), "uint8"):
@@ -2178,9 +2134,7 @@ class TestLogging:
     def test_each_saved_video_prints_a_line_with_its_path(
         self, fake: Any, capsys: pytest.CaptureFixture
     ) -> None:
-        wrapper = fake.wrap(
-            step_trigger=lambda n: n in (0, 8), record_final_episode=False, logging=True
-        )
+        wrapper = fake.wrap(**only_at(0, 8), logging=True)
         fake.run(wrapper, 16)
         first, second = capsys.readouterr().out.splitlines()
         assert str(fake.out_dir / "0.mp4") in first
@@ -2221,12 +2175,7 @@ class TestLogging:
         old = fake.out_dir / "policy.mp4"
         old.write_bytes(b"of an earlier run")
         os.utime(old, (time.time() - 60,) * 2)
-        wrapper = fake.wrap(
-            filename="policy.mp4",
-            step_trigger=lambda n: n in (0, 8),
-            record_final_episode=False,
-            logging=True,
-        )
+        wrapper = fake.wrap(filename="policy.mp4", **only_at(0, 8), logging=True)
         fake.run(wrapper, 16)
         first, second = capsys.readouterr().out.splitlines()
         more = {*re.findall(r"[a-z]+", first)} - {*re.findall(r"[a-z]+", second)}
@@ -2250,9 +2199,7 @@ class TestLogging:
     def test_without_logging_nothing_is_printed(
         self, fake: Any, capfd: pytest.CaptureFixture
     ) -> None:
-        wrapper = fake.wrap(
-            step_trigger=lambda n: n in (0, 8), record_final_episode=False, logging=False
-        )
+        wrapper = fake.wrap(**only_at(0, 8), logging=False)
         fake.run(wrapper, 16)
         wrapper.close()
         assert len(fake.files()) == 2
@@ -2319,7 +2266,7 @@ class TestDelegation:
     def test_wrappers_nest(self, world: Any) -> None:
         env = world.env()
         inner = world.wrap(env, build=False, step_trigger=never, record_final_episode=False)
-        outer = world.wrap(inner, step_trigger=first_only, record_final_episode=False)
+        outer = world.wrap(inner, **only_at(0))
         assert outer.env is inner
         assert outer.unwrapped is env
         world.run(outer, 8)
@@ -2398,7 +2345,7 @@ class TestCost:
         env = fake.env()
         result = (None, None, Unread(), Unread(), {})
         env.step = lambda actions: result
-        wrapper = fake.wrap(env, step_trigger=lambda n: n == 2, record_final_episode=False)
+        wrapper = fake.wrap(env, **only_at(2))
         assert all(r is result for r in fake.run(wrapper, 10))
 
     @pytest.mark.clause("COST-2")
@@ -2409,7 +2356,7 @@ class TestCost:
             if event in ("subprocess.Popen", "os.system", "os.fork", "os.posix_spawn", "os.spawn"):
                 started.append(event)
 
-        wrapper = fake.wrap(step_trigger=lambda n: n in (3, 20), record_final_episode=False)
+        wrapper = fake.wrap(**only_at(3, 20))
         # Only now: in old releases, imageio-ffmpeg finds ffmpeg by starting it for a moment.
         with audited(look):
             for _ in range(30):
