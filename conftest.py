@@ -27,7 +27,7 @@ import time
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -364,7 +364,6 @@ class FakeEnv:
         terminated_at: Numbers of steps.
         truncated_at: Numbers of steps.
         others_done_at: Numbers of steps at which the other envs terminate.
-        none_flags: Whether step() returns None for both flags.
         size: Width and height of the picture.
         separate: Whether the camera gives a picture of each env; env i shows 1000 * i more.
 
@@ -372,6 +371,7 @@ class FakeEnv:
         calls: Names of the methods called, of build, step, reset and close.
         steps: How many steps are completed.
         shown: The number that the camera shows.
+        make_flags: What becomes of the two done flags before step() returns them.
     """
 
     # Named here to stand before the properties of the same names that an --env-base may have.
@@ -396,7 +396,6 @@ class FakeEnv:
         terminated_at: Any = (),
         truncated_at: Any = (),
         others_done_at: Any = (),
-        none_flags: bool = False,
         size: tuple[int, int] = (96, 64),
         separate: bool = False,
     ) -> None:
@@ -409,7 +408,7 @@ class FakeEnv:
         self.terminated_at = terminated_at
         self.truncated_at = truncated_at
         self.others_done_at = others_done_at
-        self.none_flags = none_flags
+        self.make_flags: Callable[[Any, Any], Iterable[Any]] = lambda *flags: flags
         self.extras = {"episode": {}}
         self.calls: list[str] = []
         self.steps = 0
@@ -445,7 +444,7 @@ class FakeEnv:
         terminated[self.watched] = number in self.terminated_at
         truncated = torch.zeros(self.num_envs, dtype=torch.bool)
         truncated[self.watched] = number in self.truncated_at
-        flags = (None, None) if self.none_flags else (terminated, truncated)
+        flags = self.make_flags(terminated, truncated)
         return self.get_observations(), torch.zeros(self.num_envs), *flags, self.extras
 
     def reset(self, env_ids: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:

@@ -540,11 +540,11 @@ def plain(videos: dict[str, list[int]]) -> dict[str, list[int]]:
 
 class TestTime:
     @staticmethod
-    def record(fake: Any, row: Any) -> Any:
+    def record(fake: Any, row: Any, steps: int) -> Any:
         wrapper = fake.wrap(
             dt=row["dt"], fps=row["fps"], video_length_sec=row["video_length_sec"], **only_at(0)
         )
-        fake.run(wrapper, row["steps"] + 2 * row["stride"])
+        fake.run(wrapper, steps)
         return fake.video("0.mp4")
 
     @pytest.mark.clause("TIME-1")
@@ -566,17 +566,13 @@ class TestTime:
     @pytest.mark.clause("TIME-3")
     @timing()
     def test_the_stride_is_the_nearest_whole_number_of_steps(self, fake: Any, row: Any) -> None:
-        video = self.record(fake, row)
+        video = self.record(fake, row, row["steps"] + 2 * row["stride"])
         assert video.count == 1 or video.steps[1] - video.steps[0] == row["stride"]
 
     @pytest.mark.clause("TIME-4")
     @timing()
     def test_a_video_has_the_frames_of_its_length(self, fake: Any, row: Any) -> None:
-        wrapper = fake.wrap(
-            dt=row["dt"], fps=row["fps"], video_length_sec=row["video_length_sec"], **only_at(0)
-        )
-        fake.run(wrapper, row["steps"] + 1)
-        assert fake.video("0.mp4").count == row["frames"]
+        assert self.record(fake, row, row["steps"] + 1).count == row["frames"]
 
     @pytest.mark.clause("TIME-4")
     def test_a_video_shows_its_steps_from_the_first(self, world: Any) -> None:
@@ -614,15 +610,13 @@ class TestTime:
     @pytest.mark.clause("TIME-5")
     def test_the_step_that_ends_an_episode_is_shown_after_its_reset(self, fake: Any) -> None:
         env = fake.env(terminated_at={2})
-        inner_step = env.step
 
-        def step(actions: Any) -> Any:
-            result = inner_step(actions)
-            if bool(result[2][0]):
+        def reset(terminated: Any, truncated: Any) -> Any:
+            if bool(terminated[0]):
                 env.shown = 555  # the picture that the env's own reset leaves
-            return result
+            return terminated, truncated
 
-        env.step = step
+        env.make_flags = reset
         wrapper = fake.wrap(env, **only_at(0))
         fake.run(wrapper, 8)
         steps = fake.video("0.mp4").steps
@@ -632,7 +626,7 @@ class TestTime:
     @pytest.mark.clause("TIME-6")
     @timing()
     def test_the_rate_is_the_exact_ratio(self, fake: Any, row: Any) -> None:
-        video = self.record(fake, row)
+        video = self.record(fake, row, row["steps"] + 2 * row["stride"])
         # Of the stride that it has: which one it should have is TIME-3's.
         stride = video.steps[1] - video.steps[0] if video.count > 1 else row["stride"]
         assert video.rate * stride == Fraction(row["rate"]) * row["stride"]
@@ -847,18 +841,17 @@ class TestEpisodes:
         self, fake: Any, kind: type, again: bool, ends: str
     ) -> None:
         env = fake.env(watched=2, others_done_at=range(100), **{ends: {6, 11}})
-        inner_step, memory = env.step, [torch.zeros(3, dtype=torch.bool) for _ in range(2)]
+        memory = [torch.zeros(3, dtype=torch.bool) for _ in range(2)]
         seen = [flags.as_subclass(kind) for flags in memory]
 
-        def step(actions: Any) -> Any:
-            obs, rewards, *flags, extras = inner_step(actions)
+        def make_flags(*flags: torch.Tensor) -> list[torch.Tensor]:
             if again:  # as envs do that write into the tensors of the step before
                 for mine, now in zip(memory, flags):
                     mine[:] = now
-                return obs, rewards, *seen, extras
-            return obs, rewards, *(flag.as_subclass(kind) for flag in flags), extras
+                return seen
+            return [flag.as_subclass(kind) for flag in flags]
 
-        env.step = step
+        env.make_flags = make_flags
         trigger = Asked(1)
         wrapper = fake.wrap(env, env_idx=2, episode_trigger=trigger, record_final_episode=False)
         fake.run(wrapper, 15)
@@ -895,13 +888,7 @@ class TestEpisodes:
     )
     def test_flags_are_taken_by_their_truth(self, fake: Any, convert: Callable) -> None:
         env = fake.env(terminated_at={1, 3})
-        inner_step = env.step
-
-        def step(actions: Any) -> Any:
-            obs, rewards, terminated, truncated, extras = inner_step(actions)
-            return obs, rewards, convert(terminated), convert(truncated), extras
-
-        env.step = step
+        env.make_flags = lambda *flags: map(convert, flags)
         trigger = Asked()
         wrapper = fake.wrap(env, episode_trigger=trigger)
         fake.run(wrapper, 6)
@@ -941,15 +928,10 @@ class TestEpisodes:
     @pytest.mark.parametrize("none", [{"terminated"}, {"truncated"}, {"terminated", "truncated"}])
     def test_flags_may_be_none(self, fake: Any, none: set[str]) -> None:
         env = fake.env(terminated_at={1}, truncated_at={1})
-        inner_step = env.step
-
-        def step(actions: Any) -> Any:
-            obs, rewards, terminated, truncated, extras = inner_step(actions)
-            terminated = None if "terminated" in none else terminated
-            truncated = None if "truncated" in none else truncated
-            return obs, rewards, terminated, truncated, extras
-
-        env.step = step
+        env.make_flags = lambda terminated, truncated: (
+            None if "terminated" in none else terminated,
+            None if "truncated" in none else truncated,
+        )
         trigger = Asked()
         wrapper = fake.wrap(env, episode_trigger=trigger)
         fake.run(wrapper, 4)
@@ -1109,14 +1091,7 @@ class TestEpisodes:
     @pytest.mark.parametrize("place", [2, 3])
     def test_what_cannot_be_flags_is_refused(self, fake: Any, flags: Any, place: int) -> None:
         env = fake.env(watched=2)
-        step = env.step
-
-        def wrong(actions: Any) -> Any:
-            results = list(step(actions))
-            results[place] = flags
-            return tuple(results)
-
-        env.step = wrong
+        env.make_flags = lambda *given: (flags, given[1]) if place == 2 else (given[0], flags)
         wrapper = fake.wrap(env, env_idx=2)
         with pytest.raises(ValueError, match=self.FIVE):
             fake.run(wrapper, 1)
@@ -1208,13 +1183,7 @@ class TestEpisodes:
     ) -> None:
         asked: list[int] = []
         env = fake.env(num_envs=1, terminated_at=(1, 3), truncated_at=(4,))
-        step = env.step
-
-        def single(actions: Any) -> Any:
-            obs, rewards, *flags, extras = step(actions)
-            return obs, rewards, *(convert(bool(flag[0])) for flag in flags), extras
-
-        env.step = single
+        env.make_flags = lambda *flags: [convert(bool(flag[0])) for flag in flags]
         wrapper = fake.wrap(env, episode_trigger=asked.append)
         fake.run(wrapper, 7)
         assert asked == [0, 1, 2, 3]
@@ -2316,16 +2285,15 @@ class TestCost:
     def test_a_step_reads_each_flag_once_and_waits_once(self, fake: Any) -> None:
         env = fake.env()
         wrapper = fake.wrap(env, episode_trigger=never, record_final_episode=False)
-        inner_step, log = env.step, []
+        log: list[str] = []
 
-        def step(actions: Any) -> Any:
-            obs, rewards, *flags, extras = inner_step(actions)
-            flags = [flag.as_subclass(Flags) for flag in flags]
-            for flag in flags:
+        def count_reads(*flags: torch.Tensor) -> list[Flags]:
+            counting = [flag.as_subclass(Flags) for flag in flags]
+            for flag in counting:
                 flag.log = log
-            return obs, rewards, *flags, extras
+            return counting
 
-        env.step = step
+        env.make_flags = count_reads
         fake.run(wrapper, 1)  # whose results are looked at (EPI-7)
         log.clear()
         fake.run(wrapper, 10)
