@@ -27,7 +27,7 @@ import time
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -364,7 +364,6 @@ class FakeEnv:
         terminated_at: Numbers of steps.
         truncated_at: Numbers of steps.
         others_done_at: Numbers of steps at which the other envs terminate.
-        none_flags: Whether step() returns None for both flags.
         size: Width and height of the picture.
         separate: Whether the camera gives a picture of each env; env i shows 1000 * i more.
 
@@ -372,6 +371,7 @@ class FakeEnv:
         calls: Names of the methods called, of build, step, reset and close.
         steps: How many steps are completed.
         shown: The number that the camera shows.
+        make_flags: What becomes of the two done flags before step() returns them.
     """
 
     # Named here to stand before the properties of the same names that an --env-base may have.
@@ -396,7 +396,6 @@ class FakeEnv:
         terminated_at: Any = (),
         truncated_at: Any = (),
         others_done_at: Any = (),
-        none_flags: bool = False,
         size: tuple[int, int] = (96, 64),
         separate: bool = False,
     ) -> None:
@@ -409,7 +408,7 @@ class FakeEnv:
         self.terminated_at = terminated_at
         self.truncated_at = truncated_at
         self.others_done_at = others_done_at
-        self.none_flags = none_flags
+        self.make_flags: Callable[[Any, Any], Iterable[Any]] = lambda *flags: flags
         self.extras = {"episode": {}}
         self.calls: list[str] = []
         self.steps = 0
@@ -445,7 +444,7 @@ class FakeEnv:
         terminated[self.watched] = number in self.terminated_at
         truncated = torch.zeros(self.num_envs, dtype=torch.bool)
         truncated[self.watched] = number in self.truncated_at
-        flags = (None, None) if self.none_flags else (terminated, truncated)
+        flags = self.make_flags(terminated, truncated)
         return self.get_observations(), torch.zeros(self.num_envs), *flags, self.extras
 
     def reset(self, env_ids: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -793,6 +792,11 @@ def never(number: int) -> bool:
     return False
 
 
+def only_at(*steps: int) -> dict[str, Any]:
+    """Arguments of a wrapper that records from these steps on, and no final episode."""
+    return {"step_trigger": lambda n: n in steps, "record_final_episode": False}
+
+
 @contextlib.contextmanager
 def warned(*words: str, count: int = 1) -> Iterator[list[str]]:
     """Expects so many warnings, of any category. Each word, a pattern, is in all of them.
@@ -819,6 +823,59 @@ def psnr(frame: np.ndarray, picture: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
+def moving_clip(count: int) -> list[np.ndarray]:
+    """A box and thin coloured lines that move over a dark floor with a pattern."""
+    y, x = np.mgrid[:240, :320]
+    floor = 40 + 10 * ((x // 20 + y // 20) % 2) + np.random.default_rng(0).normal(0, 2, x.shape)
+    pictures = []
+    for t in range(count):
+        picture = np.repeat(floor[..., None], 3, axis=2)
+        left, top = 20 + 5 * t, 90 + round(30 * math.sin(0.3 * t))
+        box = (x >= left) & (x < left + 60) & (y >= top) & (y < top + 40)
+        picture[box] = np.stack([200 - x, 120 + y % 8, 60 + x % 16], axis=2)[box]
+        for i, colour in enumerate([(255, 40, 40), (40, 255, 40), (60, 90, 255)]):
+            angle = 0.15 * t + 2.1 * i
+            across = (x - left - 30) * math.sin(angle) - (y - top + 25) * math.cos(angle)
+            along = (x - left - 30) * math.cos(angle) + (y - top + 25) * math.sin(angle)
+            picture[(abs(across) < 1.2) & (along > 0) & (along < 55)] = colour
+        pictures.append(picture.clip(0, 255).astype(np.uint8))
+    return pictures
+
+
+def sharpness(frames: list[np.ndarray], pictures: list[np.ndarray]) -> tuple[float, float]:
+    """PSNR of luma where something moves, and the mean error of chroma where something was.
+
+    By BT.709 or BT.601, whichever a class encodes by: what the other takes for luma has some of the
+    chroma in it, of which yuv420p keeps a quarter.
+    """
+    return max(sharpness_by(matrix, frames, pictures) for matrix in (BT709, BT601))
+
+
+BT709 = [[0.2126, 0.7152, 0.0722], [-0.1146, -0.3854, 0.5], [0.5, -0.4542, -0.0458]]
+BT601 = [[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]]
+
+
+def sharpness_by(
+    matrix: list[list[float]], frames: list[np.ndarray], pictures: list[np.ndarray]
+) -> tuple[float, float]:
+    weights = np.array(matrix)
+    seen = np.array(frames, float) @ weights.T
+    wanted = np.array(pictures, float) @ weights.T
+    moves = abs(np.diff(wanted, axis=0)).max(axis=3) > 8
+    moves = np.array([widened(m) for m in moves])
+    luma = ((seen - wanted)[1:, ..., 0][moves] ** 2).mean()
+    was = np.array([moves[max(0, i - 5) : i].any(axis=0) & ~moves[i] for i in range(5, len(moves))])
+    trail = abs((seen - wanted)[6:, ..., 1:][was]).mean()
+    return 10 * math.log10(255**2 / luma), float(trail)
+
+
+def widened(mask: np.ndarray) -> np.ndarray:
+    """The mask and what lies within eight pixels of it, which an encoder spoils as well."""
+    for axis in (0, 1):
+        mask = np.logical_or.reduce([np.roll(mask, shift, axis) for shift in range(-8, 9)])
+    return mask
+
+
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="finds ffmpeg in /proc"
 )
@@ -837,22 +894,18 @@ def encoders(parent: int | None = None) -> set[int]:
     return found
 
 
-class OnDevice(torch.Tensor):
-    """A tensor that is on an accelerator, or seems to be: its memory is read by way of `cpu()`."""
-
-    is_cpu, is_cuda = False, True
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("numpy", "__array__", "data_ptr"):
-            raise TypeError("can't convert device type tensor to numpy. Use Tensor.cpu() first.")
-        result = super().__torch_function__(func, types, args, kwargs or {})
-        moved = name == "cpu" or (name == "to" and "cpu" in map(str, args))
-        return result.as_subclass(torch.Tensor) if moved else result
-
-    def __array__(self, *arguments: Any, **options: Any) -> Any:
-        raise TypeError("can't convert device type tensor to numpy. Use Tensor.cpu() first.")
+@contextlib.contextmanager
+def stopped_encoder(seconds: float) -> Iterator[None]:
+    """The encoder of this process stands still, for so many seconds."""
+    found = encoders()
+    if not found:
+        pytest.skip("its encoder is no process that could be stopped")
+    for pid in found:
+        os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(seconds, lambda: [os.kill(pid, signal.SIGCONT) for pid in found])
+    timer.start()
+    yield
+    timer.join()
 
 
 def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,13 @@ from conftest import (
     env_class,
     first_only,
     installed,
+    moving_clip,
     never,
     psnr,
     refuse_threads,
+    sharpness,
     start_genesis,
 )
-from test_video_wrapper import moving_clip, sharpness
 
 
 def ready(world: Any, results: int = 1, **keywords: Any) -> Any:

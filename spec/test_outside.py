@@ -1,4 +1,4 @@
-"""What is seen from outside: in a browser (FILE-17), from a shell and in the README (MAIN)."""
+"""What is seen from outside: on import (API-6), in a browser (FILE-17), from a shell and in the README (MAIN)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ video.onseeked = () => {
     tell({duration, time, width, height, pixels})
 }
 </script>"""
+
+
+class TestImport:
+    @pytest.mark.clause("API-6")
+    def test_importing_imports_neither_genesis_nor_torch(self, module: Any, python: Any) -> None:
+        modules = python("import sys, video_wrapper; print(*sys.modules)").stdout.split()
+        assert "video_wrapper" in modules
+        assert not {"genesis", "torch", "genesis_forge"}.intersection(modules)
 
 
 class TestBrowser:

@@ -1,0 +1,83 @@
+"""What stands in for parts of a real training: tensors on a device, pictures, a trigger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Asked:
+    """A trigger that remembers what it was asked, and is true for the numbers given."""
+
+    def __init__(self, *true_for: int) -> None:
+        self.true_for = true_for
+        self.numbers: list[int] = []
+
+    def __call__(self, number: int) -> bool:
+        assert type(number) is int
+        self.numbers.append(number)
+        return number in self.true_for
+
+    @property
+    def episodes(self) -> list[int]:
+        """What it was asked for, each once: whether it was asked more often is TRIG-5's."""
+        return [*dict.fromkeys(self.numbers)]
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that is on an accelerator, or seems to be: its memory is read by way of `cpu()`."""
+
+    is_cpu, is_cuda = False, True
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("numpy", "__array__", "data_ptr"):
+            raise TypeError("can't convert device type tensor to numpy. Use Tensor.cpu() first.")
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        moved = name == "cpu" or (name == "to" and "cpu" in map(str, args))
+        return result.as_subclass(torch.Tensor) if moved else result
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        raise TypeError("can't convert device type tensor to numpy. Use Tensor.cpu() first.")
+
+
+class Flags(torch.Tensor):
+    """Done flags that are on an accelerator, or seem to be, and count how they are read."""
+
+    is_cpu, is_cuda = False, True
+    log: list[str]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, flags = func.__name__, next(a for a in args if isinstance(a, Flags))
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(result, Flags):
+            result.log = flags.log
+        if name in ("__bool__", "item", "tolist", "cpu", "to", "numpy", "__array__", "nonzero"):
+            flags.log.append("wait")
+        elif len(args) > 1 and name in ("__getitem__", "select", "index_select", "take", "gather"):
+            flags.log.append("read")
+        return result
+
+
+class Uncopied(np.ndarray):
+    """A picture of which no copy is made, in whatever way: `error` is raised instead."""
+
+    error: BaseException
+
+    def refuse(self, *arguments: Any, **options: Any) -> Any:
+        raise self.error
+
+    copy = astype = tobytes = tolist = flatten = ravel = __copy__ = __deepcopy__ = refuse
+    __array_function__ = __array_ufunc__ = tofile = dump = dumps = refuse
+
+
+class Large(Uncopied):
+    error = MemoryError("Unable to allocate 7.91 MiB")
+
+
+class Interrupts(Uncopied):
+    error = KeyboardInterrupt()
