@@ -586,6 +586,14 @@ def place_of(error: Exception) -> str:
     return f" (line {own[-1].lineno} of {own[-1].filename})" if own else ""
 
 
+def check_end(result: Any, code: int = 0) -> None:
+    """That the process ended so; what it printed last as its error says why it did not."""
+    printed = (result.stderr.strip() or result.stdout.strip()).splitlines()[-30:]
+    last = printed[-1] if printed else "it printed nothing"
+    words = f"its process ended with {result.returncode}, and not {code}: {last}"
+    assert result.returncode == code, "\n".join([words, *printed])
+
+
 def first_line(text: Any) -> str:
     """The first line of a message, shortened."""
     line = (str(text).strip().splitlines() or [""])[0]
@@ -963,6 +971,21 @@ def leave_to(suite: Suite) -> Callable[[str], None]:
     Of the module here nothing is skipped, or the test would stay green when that breaks.
     """
     return pytest.fail if suite.implementation_name == DEFAULT_IMPLEMENTATION else pytest.skip
+
+
+@pytest.fixture(scope="session")
+def start_recording(leave_to: Callable[[str], None]) -> Callable[[Any, str], None]:
+    """Starts a recording of that type; of a class that has no types an active one alone."""
+
+    def start(wrapper: Any, type: str) -> None:
+        if type == "active":
+            wrapper.start_recording()
+        elif "type" in inspect.signature(wrapper.start_recording).parameters:
+            wrapper.start_recording(type)
+        else:
+            leave_to("its start_recording() takes no type: API-2")
+
+    return start
 
 
 @pytest.fixture(scope="session")
@@ -1435,10 +1458,19 @@ def sentence(item: pytest.Item) -> str:
 
 
 def gist(error: pytest.ExceptionInfo) -> str:
-    """An error's line that says most: the test's own words or, without, the comparison that failed."""
+    """What was wanted and what came, in a line: in the test's own words, or by its comparison."""
     text = error.exconly().removeprefix("AssertionError: ").removeprefix("Failed: ")
-    comparison = next((t for t in text.splitlines() if t.startswith("assert ")), "")
-    return first_line(comparison if text.startswith("assert ") else text)
+    if found := re.search(r"Expected regex: (.*)\n\s*(?:Actual message|Input): (.*)", text):
+        return first_line(f"a message with {found[1]} was wanted, and it is {found[2]}")
+    if text.startswith("DID NOT RAISE"):
+        return first_line(
+            f"{text.removeprefix('DID NOT RAISE ')} was wanted, and nothing was raised"
+        )
+    line = first_line(text)
+    if text.startswith("assert ") and line.count(" == ") == 1:
+        came, wanted = line.removeprefix("assert ").split(" == ")
+        return f"{wanted} was wanted, and there was {came}"
+    return line
 
 
 # Fixtures of tests that start processes, or take a scene, and so their time.

@@ -283,7 +283,7 @@ KEPT = [
     kept("FIN-5", "whether floors reflect is not kept", "switched", "            setattr(owner, name, value)\n", "            name == 'plane_reflection' or setattr(owner, name, value)\n"),
     kept("FIN-5", "where floors reflect is not kept", "reflection", '            (self._context.jit, "reflection_mat"),\n', ""),
     kept("FIN-5", "the camera's own array is kept, which Genesis writes into", f"{TWIN} and following", "        values[5] = values[5] + 0  # a copy of the camera's array or tensor\n", ""),
-    kept("FIN-5", "poses are kept in the array that Genesis uses again", f"{TWIN} and frames", "            poses = None if poses is None else poses.copy()\n", ""),
+    kept("FIN-5", "poses are kept in the array that they came in", f"{TWIN} and moved", "            poses = None if poses is None else poses.copy()\n", ""),
     kept("FIN-5", "a drawing that has gone since is not shown", f"{TWIN} and redrawn", "                renderer.add_node(node)\n", "                continue\n"),
     kept("FIN-5", "a drawing that has come since is shown", f"{TWIN} and drawing", GOING, ""),
     kept("FIN-5", "see-through drawings come in another order", f"{TWIN} and seen", "            if rank is not None:\n", "            if False:\n"),

@@ -21,6 +21,7 @@ import torch
 from conftest import (
     FakeEnv,
     World,
+    check_end,
     env_class,
     first_only,
     installed,
@@ -333,7 +334,7 @@ class TestBenchmarks:
             print("grew by", peak("self") - start, encoder)
         """
         results = benchmark.pedantic(script, args=(code,), rounds=1)
-        assert results.returncode == 0, results.stderr
+        check_end(results)
         own, encoder = map(float, results.stdout.split("grew by")[1].split())
         ours = kind == "VideoWrapper"
         turns.report(

@@ -16,7 +16,7 @@ from typing import Any
 import imageio_ffmpeg
 import pytest
 
-from conftest import needs_proc, stopped_encoder, warned
+from conftest import check_end, needs_proc, stopped_encoder, warned
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
@@ -93,7 +93,7 @@ class TestUnusableFfmpeg:
                 wrapper = world.wrap(filename=f"{{i}}.mp4", record_final_episode=False)
                 world.run(wrapper, 6)
             """)
-        assert result.returncode == 0, result.stderr
+        check_end(result)
         asked = [line for line in log.read_text().splitlines() if "rawvideo" not in line]
         assert len(asked) == 1, asked
 
@@ -151,7 +151,7 @@ class TestFaults:
             """,
             TMPDIR=str(tmp_path / "job"),
         )
-        assert result.returncode == 0, result.stderr
+        check_end(result)
         videos = {n: [0, 1, 2, 3, 4] for n in ("0.mp4", "another.mp4")}
         assert result.world.videos() == {**videos, "10.mp4": [10, 11, 12, 13, 14]}
 
@@ -173,7 +173,7 @@ class TestFaults:
         result = script(code, IMAGEIO_FFMPEG_EXE=ffmpeg)
         if "another encoder" in result.stdout:
             pytest.skip("its encoder is not the ffmpeg that imageio-ffmpeg names")
-        assert result.returncode == 0, result.stderr
+        check_end(result)
 
     @pytest.mark.clause("FAIL-1")
     def test_an_encoder_that_says_that_it_failed_is_believed(
@@ -189,7 +189,7 @@ class TestFaults:
                 world.run(wrapper, 8)
             assert world.files() == [], world.files()
             """)
-        assert result.returncode == 0, result.stderr
+        check_end(result)
 
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ class TestFaults:
             """
         )
         skip_without_mount(result)
-        assert result.returncode == 0, result.stderr
+        check_end(result)
 
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     def test_a_folder_that_becomes_read_only_gives_one_warning(
@@ -248,7 +248,7 @@ class TestFaults:
             """
         )
         skip_without_mount(result)
-        assert result.returncode == 0, result.stderr
+        check_end(result)
 
     @pytest.mark.clause("FAIL-1", "FAIL-2")
     def test_a_file_size_limit_gives_one_warning_and_the_next_recording_works(
@@ -276,7 +276,7 @@ class TestFaults:
             wrapper.close()
             assert world.videos() == {"30.mp4": [30, 31]}
         """)
-        assert result.returncode == 0, result.stderr
+        check_end(result)
 
     @pytest.mark.clause("FAIL-1")
     @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ class TestFaults:
             assert not any(children), children
             assert threads() == before
         """)
-        assert result.returncode == 0, result.stdout + result.stderr
+        check_end(result)
 
 
 # Ends well but for the file, of which it leaves a part.
@@ -394,7 +394,7 @@ WITHOUT_STATUS = """
     for name in ["a.mp4", "a.mov", "a.mkv", "a.m4v"]:
         said = record(name)
         print(name, said, world.files())
-        assert {wanted}, (name, said, world.files())
+        assert {wanted}, f"of {{name}} there are the files {{world.files()}} and the warnings {{said}}"
         for left in world.files():
             (world.out_dir / left).unlink()
 """
@@ -412,7 +412,7 @@ class TestLostExitStatus:
         code = WITHOUT_STATUS.format(at_work="pass", status=status, wanted=fails)
         ffmpeg = program(tmp_path, TRUNCATES.format(cut=cut, code=1))
         result = script(f'os.environ["IMAGEIO_FFMPEG_EXE"] = {ffmpeg!r}\n' + textwrap.dedent(code))
-        assert result.returncode == 0, result.stdout + result.stderr
+        check_end(result)
 
     @pytest.mark.clause("FAIL-7", "FAIL-1")
     @pytest.mark.parametrize("status", NO_STATUS.values(), ids=NO_STATUS)
@@ -424,14 +424,14 @@ class TestLostExitStatus:
         result = script(WITHOUT_STATUS.format(at_work=kill, status=status, wanted=fails))
         if result.stdout.startswith("[]"):
             pytest.skip("its encoder is no process that could be killed")
-        assert result.returncode == 0, result.stdout + result.stderr
+        check_end(result)
 
     @pytest.mark.clause("FAIL-7")
     @pytest.mark.parametrize("status", NO_STATUS.values(), ids=NO_STATUS)
     def test_a_whole_file_is_taken(self, script: Any, status: str) -> None:
         saves = "not said and world.videos() == {name: [0, 1, 2, 3, 4]}"
         result = script(WITHOUT_STATUS.format(at_work="pass", status=status, wanted=saves))
-        assert result.returncode == 0, result.stdout + result.stderr
+        check_end(result)
 
 
 class TestStillEncoder:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import ROOT, first_only, psnr, torchrun
+from conftest import ROOT, check_end, first_only, psnr, torchrun
 
 PLAYER = """<!doctype html><video src="0.mp4" preload="auto" muted></video><script>
 const video = document.querySelector("video")
@@ -118,7 +118,7 @@ class TestSelfTest:
         out_dir = tmp_path / "two videos"
         arguments = ["--out-dir", str(out_dir), "--steps", "12"]
         result = python(module.__file__, *arguments)
-        assert result.returncode == 0, result.stderr
+        check_end(result)
         videos = {path.name: read_video(path) for path in sorted(out_dir.iterdir())}
         assert len(videos) == 2
         for name, video in videos.items():
@@ -258,7 +258,7 @@ class TestReadme:
             result = python(torchrun(2, str(script)), **offline)
         else:
             result = python(str(script), **offline)
-        assert result.returncode == 0, result.stderr
+        check_end(result)
         (tmp_path / "videos" / "earlier.mp4").unlink()
         videos = {
             path.relative_to(tmp_path).as_posix(): read_video(path).count

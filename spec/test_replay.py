@@ -71,13 +71,14 @@ def draw_frame(stage: Stage) -> None:
 
 
 def draw_once(stage: Stage) -> None:
+    stage.pose = np.eye(4, dtype=np.float32)
     stage.ball = stage.scene.draw_debug_sphere((0, 0, 0.5), radius=0.1, color=(0, 1, 0, 1))
 
 
 def move_drawing(stage: Stage) -> None:
-    pose = np.eye(4)
-    pose[:3, 3] = (0.1 * stage.t - 0.5, 0.2, 0.5)
-    stage.scene.visualizer.context.update_debug_objects((stage.ball,), (pose,))
+    """By an array that is used again, and that Genesis takes as it is."""
+    stage.pose[:3, 3] = (0.1 * stage.t - 0.5, 0.2, 0.5)
+    stage.scene.visualizer.context.update_debug_objects((stage.ball,), (stage.pose,))
 
 
 def clear_late(stage: Stage) -> None:

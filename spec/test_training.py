@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import FakeEnv, psnr
+from conftest import FakeEnv, check_end, psnr
 from spec.stages import Stage, record_stage
 
 TRAINING = ["genesis_forge", "rsl_rl", "skrl"]
@@ -323,7 +323,7 @@ class TestTraining:
                 train({library!r}, {arrows}, {wrapped!r}, {file!r})
             """
             result = python(textwrap.dedent(code))
-            assert result.returncode == 0, result.stderr
+            check_end(result)
             results.append(torch.load(file))
         bare, recorded = results
         assert len(bare) == len(recorded) > 44 * 5
@@ -350,7 +350,7 @@ class TestTraining:
         log_dir = str(tmp_path / "run")
         code = f"from spec.test_training import train_with_wandb; train_with_wandb({log_dir!r})"
         result = python(code, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
-        assert result.returncode == 0, result.stderr
+        check_end(result)
         for folder in ("videos", "again"):
             videos = {
                 path.name: read_video(path).steps for path in tmp_path.glob(f"run/{folder}/*")
