@@ -71,14 +71,16 @@ def draw_frame(stage: Stage) -> None:
 
 
 def draw_once(stage: Stage) -> None:
-    stage.pose = np.eye(4, dtype=np.float32)
     stage.ball = stage.scene.draw_debug_sphere((0, 0, 0.5), radius=0.1, color=(0, 1, 0, 1))
 
 
 def move_drawing(stage: Stage) -> None:
     """By an array that is used again, and that Genesis takes as it is."""
-    stage.pose[:3, 3] = (0.1 * stage.t - 0.5, 0.2, 0.5)
-    stage.scene.visualizer.context.update_debug_objects((stage.ball,), (stage.pose,))
+    if stage.t == 1:
+        count = len(stage.ball.primitives[0].poses)
+        stage.poses = np.tile(np.eye(4, dtype=np.float32), (count, 1, 1))
+    stage.poses[:, :3, 3] = (0.1 * stage.t - 0.5, 0.2, 0.5)
+    stage.scene.visualizer.context.update_debug_objects((stage.ball,), (stage.poses,))
 
 
 def clear_late(stage: Stage) -> None:
