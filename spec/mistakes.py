@@ -287,7 +287,7 @@ KEPT = [
     kept("FIN-5", "a drawing that has gone since is not shown", f"{TWIN} and redrawn", "                renderer.add_node(node)\n", "                continue\n"),
     kept("FIN-5", "a drawing that has come since is shown", f"{TWIN} and drawing", GOING, ""),
     kept("FIN-5", "see-through drawings come in another order", f"{TWIN} and seen", "            if rank is not None:\n", "            if False:\n"),
-    kept("FIN-5", "a drawing that was moved is shown where it is now", f"{TWIN} and moved", "            renderer.set_pose(node, matrix)\n", ""),
+    kept("FIN-5", "a node that was moved is shown where it is now", f"{TWIN} and node", "            renderer.set_pose(node, matrix)\n", ""),
     kept("FIN-5", "drawings are shown where they were first", f"{TWIN} and frame", "            context.jit.update_buffer(*target, poses.transpose((0, 2, 1)))\n", ""),
     kept("FIN-5", "what was rendered in a step is brought up to date once more", f"{TWIN} and rendered", DRAWN, DRAWN.replace("self._context._t >=", "0 >")),
     kept("FIN-5", "a body that blew up is drawn where it is", f"{TWIN} and blown", "        is_sane = all(np.vdot(part, part) < 1e38 for poses in rigid.values() for part in poses)\n", "        is_sane = True\n"),

@@ -168,8 +168,7 @@ class TestGo2Example:
     @pytest.mark.clause("EPI-7")
     def test_four_results_are_refused_at_the_first_step(self, fake: Any, real_scene: Any) -> None:
         wrapper = fake.wrap(Go2Env(), build=False)
-        names = "observations.*rewards.*terminated.*truncated.*extras"
-        with pytest.raises(TypeError, match=rf"{names}.*\b(4|four)\b"):
+        with pytest.raises(TypeError, match="observations.*rewards.*terminated.*truncated.*extras"):
             act(wrapper, 1)
 
     @pytest.mark.clause("TRAIN-2", "TRAIN-3")

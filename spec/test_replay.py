@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import installed, start_genesis
+from conftest import installed, needs_genesis, start_genesis
 from spec.stages import (
     Stage,
     attach,
@@ -81,6 +81,13 @@ def move_drawing(stage: Stage) -> None:
         stage.poses = np.tile(np.eye(4, dtype=np.float32), (count, 1, 1))
     stage.poses[:, :3, 3] = (0.1 * stage.t - 0.5, 0.2, 0.5)
     stage.scene.visualizer.context.update_debug_objects((stage.ball,), (stage.poses,))
+
+
+def move_node(stage: Stage) -> None:
+    context = stage.scene.visualizer.context
+    pose = np.eye(4)
+    pose[:3, 3] = (0, 0.05 * stage.t, 0)
+    context.set_node_pose(context.external_nodes[stage.ball.name], pose=pose)
 
 
 def clear_late(stage: Stage) -> None:
@@ -282,6 +289,7 @@ CASES: dict[str, dict[str, Any]] = {
     "drawings adding up": {**DEBUG, "on_step": draw_sphere},
     "drawing late": {**DEBUG, "on_step": draw_sphere_late},
     "drawing moved": {**DEBUG, "setup": draw_once, "on_step": move_drawing},
+    "drawing's node moved": {**DEBUG, "setup": draw_once, "on_step": move_node},
     "drawing cleared": {**DEBUG, "setup": draw_once, "on_step": clear_late},
     "drawings, each env apart": {**DEBUG, "scene": {"split_envs": True}, "on_step": draw_arrow},
     "drawings unseen": {"on_step": draw_arrow},
@@ -357,9 +365,15 @@ def note_shadows(stage: Stage) -> list[list[np.ndarray]]:
     return noted
 
 
+# Before Genesis 1.3.3 these differ from one eager twin to the other.
+UNSTEADY = ("drawings that are seen through", "reflection", "reflection, link frames")
+
+
 @pytest.mark.clause("FIN-5")
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -> None:
+    if name in UNSTEADY:
+        needs_genesis("1.3.3", "two eager twins differ")
     case = CASES[name]
     twin = make(case)
     of_twin = note_shadows(twin)
