@@ -850,6 +850,22 @@ def moving_clip(count: int) -> list[np.ndarray]:
     return pictures
 
 
+@contextlib.contextmanager
+def saved_or_warned(fake: Any, name: str, steps: list[int]) -> Iterator[None]:
+    """Where the folder went away, a class may make it anew and lose nothing, or warn."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    if name in fake.files():
+        assert fake.video(name).steps == steps
+    elif not caught:
+        raise AssertionError(f"{name} is not there, and no warning says so")
+    with warned(*([] if name in fake.files() else [name, "No such file"]), count=len(caught)):
+        for warning in caught:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, 0)
+    assert len(caught) == (name not in fake.files())
+
+
 def sharpness(frames: list[np.ndarray], pictures: list[np.ndarray]) -> tuple[float, float]:
     """PSNR of luma where something moves, and the mean error of chroma where something was.
 

@@ -50,6 +50,7 @@ from conftest import (
     psnr,
     read_step,
     refuse_threads,
+    saved_or_warned,
     sharpness,
     warned,
 )
@@ -1656,14 +1657,26 @@ class TestFiles:
             torch.from_numpy,
             lambda frame: np.dstack([frame, np.full(frame.shape[:2], 90, np.uint8)]),
             lambda frame: torch.from_numpy(np.dstack([frame, np.full_like(frame, 90)[..., :1]])),
-            lambda frame: np.stack([255 - frame, 255 - frame, frame]),
-            lambda frame: torch.from_numpy(np.stack([255 - frame, 255 - frame, frame])),
         ],
-        ids=["array", "tensor", "RGBA", "RGBA tensor", "stack", "stack of tensors"],
+        ids=["array", "tensor", "RGBA", "RGBA tensor"],
     )
     def test_colours_survive(
         self, fake: Any, convert: Callable, type: str, start_recording: Any
     ) -> None:
+        self.check_colours(fake, convert, type, start_recording)
+
+    @pytest.mark.clause("FILE-9")
+    @pytest.mark.parametrize("type", ["active", "background"])
+    @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["arrays", "tensors"])
+    def test_colours_survive_in_one_picture_for_each_env(
+        self, fake: Any, convert: Callable, type: str, start_recording: Any
+    ) -> None:
+        def stack(frame: np.ndarray) -> Any:
+            return convert(np.stack([255 - frame, 255 - frame, frame]))
+
+        self.check_colours(fake, stack, type, start_recording)
+
+    def check_colours(self, fake: Any, convert: Callable, type: str, start_recording: Any) -> None:
         wrapper = fake.wrap(watched=2, env_idx=2, step_trigger=never, record_final_episode=False)
         start_recording(wrapper, type)
         # None of which is another's with red and blue exchanged.
@@ -1732,7 +1745,7 @@ class TestPictures:
         assert fake.files() == ["alone.mp4"]
 
     @pytest.mark.clause("FILE-18")
-    def test_what_moves_is_sharp_and_leaves_no_trail(self, fake: Any) -> None:
+    def test_what_moves_is_sharp_and_leaves_no_trail(self, fake: Any, leave_to: Any) -> None:
         pictures = moving_clip(40)
         env = fake.env(size=(320, 240))
         shown = iter(pictures)
@@ -1741,7 +1754,8 @@ class TestPictures:
         fake.run(wrapper, 40)
         wrapper.close()
         frames = fake.video("0.mp4").frames
-        assert len(frames) == 40, f"of 40 steps there are {len(frames)} frames (TIME-4)"
+        if len(frames) != 40:
+            leave_to(f"of 40 steps it shows {len(frames)}: TIME-4")
         luma, trail = sharpness(frames, pictures)
         assert luma >= 40, f"luma of {luma:.1f} dB where something moves; 40 is wanted"
         assert trail <= 0.25, (
@@ -1849,22 +1863,6 @@ def kill_encoders() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def saved_or_warned(fake: Any, name: str, steps: list[int]) -> Iterator[None]:
-    """Where the folder went away, a class may make it anew and lose nothing, or warn."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    if name in fake.files():
-        assert fake.video(name).steps == steps
-    elif not caught:
-        raise AssertionError(f"{name} is not there, and no warning says so")
-    with warned(*([] if name in fake.files() else [name, "No such file"]), count=len(caught)):
-        for warning in caught:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, 0)
-    assert len(caught) == (name not in fake.files())
-
-
 class TestFaults:
     @needs_proc
     @pytest.mark.clause("FAIL-1", "FAIL-2")
@@ -1949,7 +1947,11 @@ class TestFaults:
             getattr(wrapper, call)()
 
     @pytest.mark.clause("FAIL-1", "CLOSE-2")
-    def test_a_final_episode_that_cannot_be_saved_gives_one_warning(self, fake: Any) -> None:
+    def test_a_final_episode_that_cannot_be_saved_gives_one_warning(
+        self, fake: Any, implementation: type, leave_to: Any
+    ) -> None:
+        if "record_final_episode" not in inspect.signature(implementation).parameters:
+            leave_to("it takes no record_final_episode: API-1")
         wrapper = fake.wrap(step_trigger=never)
         fake.run(wrapper, 3)
         (fake.out_dir / "0.mp4").mkdir()

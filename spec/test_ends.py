@@ -20,6 +20,7 @@ import pytest
 
 from conftest import (
     Job,
+    Shown,
     check_end,
     encoders,
     first_only,
@@ -583,8 +584,10 @@ def steps_of(job: Job) -> int:
 def check_frames(job: Job, steps: list[int]) -> None:
     """That no frame of a step that was completed is missing, nor one shown twice."""
     done = steps_of(job)
-    assert steps[:done] == list(range(done)), f"of {done} steps the video shows {steps}"
-    assert steps in (list(range(done)), list(range(done + 1))), f"after {done} steps: {steps}"
+    # The signal may have come between a frame and the line that counts its step.
+    assert any(Shown(steps) == list(range(count)) for count in (done, done + 1)), (
+        f"of {done} steps the video shows {steps}"
+    )
 
 
 def killed_by_sigterm(start: Any) -> Job:

@@ -36,6 +36,8 @@ from video_wrapper import _NotReplayable, _Replay
 
 RELEASE = tuple(map(int, installed("genesis-world").split(".")[:3]))
 STEPS = 12
+# Before Genesis 1.3.3, two eager twins too differ by some pixels now and then.
+NOISE = 0.01 if RELEASE < (1, 3, 3) else 0
 
 
 def both(*functions: Callable[[Stage], Any]) -> Callable[[Stage], None]:
@@ -385,9 +387,7 @@ def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -
     shadows = note_shadows(stage)
     pictures = [np.array(replay.show(moment)[0]) for moment in moments]
     differences = [float((a != b).mean()) for a, b in zip(pictures, wanted, strict=True)]
-    # Before 1.3.3, two eager twins too differ by some pixels now and then.
-    is_noisy = RELEASE < (1, 3, 3)
-    assert max(differences) <= 0.01 * is_noisy, differences
+    assert max(differences) <= NOISE, differences
     assert any((a != wanted[0]).any() for a in wanted)
     for those, wanted_those in zip(shadows, wanted_shadows, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(those, wanted_those, strict=True))
@@ -396,7 +396,7 @@ def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -
         twin.step()
         assert all(torch.equal(a, b) for a, b in zip(stage.state(), twin.state()))
     now, wanted_now = (np.asarray(s.camera.render()[0]) for s in (stage, twin))
-    assert (now != wanted_now).mean() <= 0.01 * is_noisy
+    assert (now != wanted_now).mean() <= NOISE
 
 
 @pytest.mark.clause("FIN-5")
@@ -422,7 +422,7 @@ def test_inference_mode_makes_no_difference(genesis: Any, name: str, inference: 
             moments.append(replay.keep())
     with mode("shown"):
         pictures = [np.array(replay.show(moment)[0]) for moment in moments]
-    assert all(np.array_equal(a, b) for a, b in zip(pictures, wanted, strict=True))
+    assert all((a != b).mean() <= NOISE for a, b in zip(pictures, wanted, strict=True))
     with torch.inference_mode("kept" in inference or inference == "all"):
         stage.step()
         stage.camera.render()
