@@ -1291,8 +1291,11 @@ class Suite:
                 clause.tests += 1
             if ids and not any(map(self._binds, self._named(item))):
                 item.add_marker(pytest.mark.skip(reason="not applicable to this implementation"))
-            if not ids and self.implementation_name != DEFAULT_IMPLEMENTATION:
-                item.add_marker(pytest.mark.skip(reason="judges the suite"))
+            if self.implementation_name != DEFAULT_IMPLEMENTATION:
+                if not ids:
+                    item.add_marker(pytest.mark.skip(reason="judges the suite"))
+                if item.get_closest_marker("of_module"):
+                    item.add_marker(pytest.mark.skip(reason="judges this project's module alone"))
         # The conformance tests first, and then those that take their time.
         items.sort(key=lambda item: item.path.parent == ROOT / "spec")
         files = {*ROOT.glob("test_*.py"), *(ROOT / "spec").glob("test_*.py")}
@@ -1626,6 +1629,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(words)
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/README.md that it tests")
     config.addinivalue_line("markers", "of_suite: judges the suite, and no implementation")
+    config.addinivalue_line("markers", "of_module: judges parts of this project's module alone")
     config.addinivalue_line("markers", "quick: on a fake env, without processes; set by itself")
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN

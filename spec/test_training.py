@@ -293,6 +293,7 @@ def push(env: Any) -> list[torch.Tensor]:
 
 
 class TestTraining:
+    @pytest.mark.of_module
     @pytest.mark.clause("API-9", "TRAIN-1", "TRAIN-2", "FILE-16", "FIN-6")
     @pytest.mark.parametrize(
         "library, arrows",
@@ -341,6 +342,7 @@ class TestTraining:
             # Two triggered videos of five frames, and nothing of what was not the last episode.
             assert "rendered before close(): 10\n" in result.stdout
 
+    @pytest.mark.of_module
     @pytest.mark.clause("TRAIN-1", "FILE-3")
     def test_rsl_rl_uploads_a_whole_video_of_each_name_but_the_last_episode(
         self, module: Any, python: Any, tmp_path: Path, read_video: Any
