@@ -588,8 +588,9 @@ def place_of(error: Exception) -> str:
 
 def check_end(result: Any, code: int = 0) -> None:
     """That the process ended so; what it printed last as its error says why it did not."""
-    printed = (result.stderr.strip() or result.stdout.strip()).splitlines()[-30:]
-    last = printed[-1] if printed else "it printed nothing"
+    printed = (result.stderr.strip() or result.stdout.strip()).splitlines()[-60:]
+    errors = [t for t in printed if re.match(r"[\w.]*(Error|Interrupt|Exception|Warning)(:|$)", t)]
+    last = (errors or printed or ["it printed nothing"])[-1]
     words = f"its process ended with {result.returncode}, and not {code}: {last}"
     assert result.returncode == code, "\n".join([words, *printed])
 
