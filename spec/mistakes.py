@@ -303,7 +303,6 @@ KEPT = [
     kept("FIN-5", "a new scene is taken for the one before", "never", "        return is_same and getattr(scene", "        return True or getattr(scene"),
     kept("FIN-5", "Ctrl-C leaves the past in the scene", "interrupt", "            self._put(present)  # Ctrl-C may have broken into it\n", "            pass\n"),
     kept("FIN-5", "the frames in another order", "background_recording_shows", SHOWN, SHOWN.replace("[0]", "[-1]"), POP, POP.replace("0", "-1")),
-    kept("FIN-5", "env_idx counts the envs that are rendered", "background_recording_shows and picture", "envs.index(self._env_idx)", "min(self._env_idx, 1)"),
     kept("FIN-6", "the first picture is not checked", "another_genesis", "                self._check(moment)\n", "                pass\n"),
     kept("FIN-6", "what was kept is not looked at again", "another_genesis", "            elif self._kept == 3 and", "            elif False and"),
     kept("FIN-6", "each frame is checked, or many", "self_check_only", "            if self._kept == 0:\n", "            if self._kept % 5 == 0:\n"),
