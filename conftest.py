@@ -793,6 +793,16 @@ def drift(world: World) -> tuple[int, int]:
     )
 
 
+def saves_background(world: World) -> bool:
+    """Whether the class under test saves a background recording when it is closed (REC-4)."""
+    with contextlib.suppress(Exception):  # then that is what the tests find
+        wrapper = world.wrap(step_trigger=never, record_final_episode=False)
+        wrapper.start_recording("background")
+        world.run(wrapper, 3)
+        wrapper.close()
+    return world.files() != []
+
+
 def first_only(n: int) -> bool:
     return n == 0
 
@@ -991,16 +1001,20 @@ def leave_to(suite: Suite) -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="session")
-def start_recording(leave_to: Callable[[str], None]) -> Callable[[Any, str], None]:
-    """Starts a recording of that type; of a class that has no types an active one alone."""
+def start_recording(
+    suite: Suite, leave_to: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Any, str], None]:
+    """Starts a recording of that type; of a class that saves no other an active one alone."""
+    env, folder = env_class(FakeEnv, suite.env_base), tmp_path_factory.mktemp("background")
+    saves = saves_background(World("fake", folder, suite.implementation, env))
 
     def start(wrapper: Any, type: str) -> None:
         if type == "active":
             wrapper.start_recording()
-        elif "type" in inspect.signature(wrapper.start_recording).parameters:
+        elif saves:
             wrapper.start_recording(type)
         else:
-            leave_to("its start_recording() takes no type: API-2")
+            leave_to("it saves no background recording: API-2 or REC-4")
 
     return start
 
