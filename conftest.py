@@ -247,7 +247,10 @@ class FakeCamera:
         renders: How many pictures were taken.
         make_frame: What becomes of a picture, an array, before render() returns it.
         fails_at: Taking a picture raises RuntimeError while one of these steps is shown.
+        temporary: The folder that its own recordings need, of all such cameras.
     """
+
+    temporary: str | None = None
 
     def __init__(self, env: FakeEnv, size: tuple[int, int], separate: bool) -> None:
         width, height = size
@@ -312,7 +315,7 @@ class FakeCamera:
             self._recorded_imgs.clear()
         self._path, self._running = "", False
         videos, self._videos = self._videos, []
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self.temporary) as folder:
             for i, (name, raw) in enumerate(zip(self._paths(path), self._files)):
                 if videos:
                     name = os.path.join(folder, f"video{os.path.splitext(name)[1]}")
@@ -338,11 +341,15 @@ class FakeCamera:
         return [f"{stem}_{i}{suffix}" for i in range(self._env.num_envs)]
 
     def _open_files(self) -> None:
-        self._files = [tempfile.TemporaryFile() for _ in self._paths("")]  # noqa: SIM115
+        self._files = [
+            tempfile.TemporaryFile(dir=self.temporary)  # noqa: SIM115
+            for _ in self._paths("")
+        ]
 
     def _keep(self, frame: Any) -> None:
         for raw, picture in zip(self._files, frame if self._separate else [frame]):
-            raw.write(np.asarray(picture)[..., :3].tobytes())
+            array = picture.cpu().numpy() if hasattr(picture, "cpu") else np.asarray(picture)
+            raw.write(array[..., :3].tobytes())
 
     def _take(self) -> Any:
         if self._env.shown in self.fails_at:

@@ -142,6 +142,7 @@ class TestFaults:
             import shutil, tempfile, warnings
             warnings.simplefilter("error")
             assert tempfile.gettempdir() == os.environ["TMPDIR"]
+            conftest.FakeCamera.temporary = folder
             wrapper = world.wrap(step_trigger=lambda n: n in (0, 10), video_length_sec=0.5)
             world.run(wrapper, {when})
             shutil.rmtree(os.environ["TMPDIR"])
