@@ -1508,7 +1508,7 @@ def gist(error: pytest.ExceptionInfo) -> str:
             f"{text.removeprefix('DID NOT RAISE ')} was wanted, and nothing was raised"
         )
     line = first_line(text)
-    if text.startswith("assert ") and line.count(" == ") == 1:
+    if re.match(r"assert [^(]", text) and line.count(" == ") == 1:
         came, wanted = line.removeprefix("assert ").split(" == ")
         return f"{wanted} was wanted, and there was {came}"
     return line

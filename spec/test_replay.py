@@ -202,11 +202,6 @@ def contact_box(stage: Stage) -> None:
     stage.scene.add_entity(morph, visualize_contact=True)
 
 
-def leave_inference_mode(stage: Stage) -> None:
-    stage.boxes[0].get_pos()
-    stage.boxes[0].geoms[0].get_pos()
-
-
 DEBUG = {"camera": {"debug": True}}
 REFLECTING = {"plane_reflection": True, "shadow": False}
 CASES: dict[str, dict[str, Any]] = {

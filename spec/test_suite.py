@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, gist
 from spec import mistakes
 
 pytestmark = pytest.mark.of_suite
@@ -54,6 +54,25 @@ def judge(tmp_path: Path) -> Any:
         )
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("assert 8 == 7", "7 was wanted, and there was 8"),
+        ("assert (0 == 1 and 2 == 2)", "assert (0 == 1 and 2 == 2)"),
+        ("of 40 steps there are 39\nassert 39 == 40", "of 40 steps there are 39"),
+        ("DID NOT RAISE ValueError", "ValueError was wanted, and nothing was raised"),
+        (
+            "Regex pattern did not match.\n  Expected regex: 'a'\n  Actual message: 'b'",
+            "a message with 'a' was wanted, and it is 'b'",
+        ),
+    ],
+)
+def test_a_failure_is_told_by_what_was_wanted_and_what_came(words: str, wanted: str) -> None:
+    with pytest.raises(AssertionError) as error:
+        raise AssertionError(words)
+    assert gist(error) == wanted
 
 
 class TestReport:
