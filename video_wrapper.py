@@ -915,7 +915,8 @@ class _Replay:
         self._visualizer._t = self._context._t = -1
         self._context.update()
         moment = self._drawn()
-        self._context.clear_dynamic_nodes(only_outdated=False)  # which another would draw twice
+        # Contacts, before Genesis 1.4.5, which another picture of this step would draw twice.
+        self._context.clear_dynamic_nodes(only_outdated=False)
         return moment
 
     def _drawn(self, rigid: dict[Any, Any] | None = None) -> _Moment:
