@@ -49,6 +49,9 @@ NUM_ACTIONS = 2
 CELL, COLUMNS, BITS = 8, 6, 24
 NOT_STEPPED = 0xFFFF
 
+# What the fake camera's own recorder encodes with: never a test's bad ffmpeg.
+CAMERAS_FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
+
 
 def draw_step(picture: np.ndarray, number: int) -> None:
     """Draws `number`, below 65536, into the top left 48 x 32 pixels."""
@@ -217,6 +220,11 @@ def read_video(
     return Video(path, frames, width, height, codec, pix_fmt, reader, start_seconds)
 
 
+def as_array(picture: Any) -> np.ndarray:
+    """A picture that a camera gave, be it a tensor, also of a device, or an array."""
+    return picture.cpu().numpy() if hasattr(picture, "cpu") else np.asarray(picture)
+
+
 def encode(path: str, rate: Fraction, size: tuple[int, int], raw: BinaryIO, old: bool) -> None:
     """Makes a video of frames in a file, as Genesis' camera does, and none of no frame.
 
@@ -225,7 +233,7 @@ def encode(path: str, rate: Fraction, size: tuple[int, int], raw: BinaryIO, old:
     if not raw.tell():
         return
     is_odd = any(length % 2 for length in size)
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command = [CAMERAS_FFMPEG, "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     command += ["-video_size", "{}x{}".format(*size), "-framerate", str(rate), "-i", "pipe:0"]
     command += [] if old else ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]
     command += ["-pix_fmt", "yuv444p" if old and is_odd else "yuv420p", f"file:{path}"]
@@ -245,6 +253,7 @@ class FakeCamera:
 
     Attributes:
         renders: How many pictures were taken.
+        videos: How many videos its own recorder made: of these, the quality is not the class's.
         make_frame: What becomes of a picture, an array, before render() returns it.
         fails_at: Taking a picture raises RuntimeError while one of these steps is shown.
         temporary: The folder that its own recordings need, of all such cameras.
@@ -255,6 +264,7 @@ class FakeCamera:
     def __init__(self, env: FakeEnv, size: tuple[int, int], separate: bool) -> None:
         width, height = size
         self.renders = 0
+        self.videos = 0
         self.make_frame: Callable[[np.ndarray], Any] = lambda picture: picture
         self.fails_at: set[int] = set()
         self._env = env
@@ -268,13 +278,13 @@ class FakeCamera:
         self._running = False
         self._path = ""
         self._files: list[BinaryIO] = []
-        self._videos: list[BinaryIO] = []
+        self._part_written: list[BinaryIO] = []
 
     def render(self, rgb: bool = True, **kinds: bool) -> tuple[Any, None, None, None]:
         """Takes a picture: what Genesis' camera returns for rgb."""
         frame = self._take()
         if self._running and not self._path:
-            self._recorded_imgs.append(np.array(frame))
+            self._recorded_imgs.append(np.array(as_array(frame)))
         return frame, None, None, None
 
     def start_recording(
@@ -314,7 +324,8 @@ class FakeCamera:
                 self._keep(frame)
             self._recorded_imgs.clear()
         self._path, self._running = "", False
-        videos, self._videos = self._videos, []
+        self.videos += 1
+        videos, self._part_written = self._part_written, []
         with tempfile.TemporaryDirectory(dir=self.temporary) as folder:
             for i, (name, raw) in enumerate(zip(self._paths(path), self._files)):
                 if videos:
@@ -332,7 +343,8 @@ class FakeCamera:
             self._next += self._stride
             self._keep(self._take())
             # As with Genesis: until it is stopped, a file that no player takes.
-            self._videos = self._videos or [open(p, "wb") for p in self._paths(self._path)]  # noqa: SIM115
+            paths = self._paths(self._path)
+            self._part_written = self._part_written or [open(p, "wb") for p in paths]  # noqa: SIM115
 
     def _paths(self, path: str) -> list[str]:
         if not self._separate:
@@ -348,8 +360,7 @@ class FakeCamera:
 
     def _keep(self, frame: Any) -> None:
         for raw, picture in zip(self._files, frame if self._separate else [frame]):
-            array = picture.cpu().numpy() if hasattr(picture, "cpu") else np.asarray(picture)
-            raw.write(array[..., :3].tobytes())
+            raw.write(as_array(picture)[..., :3].tobytes())
 
     def _take(self) -> Any:
         if self._env.shown in self.fails_at:
@@ -1129,11 +1140,13 @@ class Job:
         self.process.wait()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 100) -> None:
+def wait_until(
+    condition: Callable[[], Any], seconds: float = 100, what: str = "what was waited for"
+) -> None:
     """Looks again and again. Raises AssertionError if the time is over."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, f"what was waited for has not come in {seconds:g} s"
+        assert time.monotonic() < until, f"{what} has not come in {seconds:g} s"
         time.sleep(0.005)
 
 

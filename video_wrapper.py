@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     import gymnasium
     import torch
 
-__version__ = "1.1.0"
+__version__ = "1.1.1"
 __spec_version__ = "1.1.0"
 
 # The suffixes that a video's name may have, and ffmpeg's muxer for each.
@@ -737,7 +737,7 @@ class _Moment(NamedTuple):
 
     values: list[Any]  # of `_Replay._held`
     nodes: list[Any]  # of the renderer: each with its rank, matrix and poses
-    rigid: dict[Any, Any]  # positions and quaternions of bodies; if empty, `nodes` has them
+    rigid: dict[Any, list[Any]]  # where bodies are; if empty, `nodes` has them
     nbytes: int
 
 
@@ -783,7 +783,7 @@ class _Replay:
                 moment = self._drawn()  # what was rendered in this step already
             else:
                 self._move_camera()
-                moment = self._placed() or self._then_back(self._held[:3], [], self._update)
+                moment = self._then_back(self._held[:3], [], self._update)
             self._last = moment, self._context._t
             if self._kept == 0:
                 self._check(moment)
@@ -835,8 +835,12 @@ class _Replay:
         for obstacle in filter(obstacles.get, obstacles):
             raise _NotReplayable(f"the scene cannot be rendered later, for {obstacle}")
         self._rigid_nodes = set(self._context.rigid_nodes.values())
-        self._to_numpy: Any = getattr(gs.utils.misc, "qd_to_numpy", None)
-        self._to_matrices: Any = getattr(gs.utils.geom, "trans_quat_to_T", None)
+        bodies = [(s, entity) for s in self._context._rigid_solvers() for entity in s.entities]
+        if getattr(self._context, "tracked_nodes", None):  # drawn anew with bodies, as of 1.4.5
+            bodies = []
+        self._batches = {(s, entity.surface.vis_mode == "visual") for s, entity in bodies}
+        self._has_matrices = not hasattr(self._context, "rigid_geoms_T")
+        self._to_numpy, self._to_matrices = gs.utils.misc.qd_to_numpy, gs.utils.geom.trans_quat_to_T
         held = [
             (visualizer, "_cameras _t"),  # those that an update moves; the step that is drawn
             (self._context, "_t shadow plane_reflection"),
@@ -889,35 +893,42 @@ class _Replay:
             if camera._follow_smoothing is not None:
                 camera.update_following = follow
 
-    def _placed(self) -> _Moment | None:
-        """What is drawn, where that is bodies and drawings only: at a fraction of the cost."""
-        # Contacts and frames are nodes that an update makes. Before Genesis 1.4.5 it does all.
-        has_others = getattr(self._context, "tracked_nodes", True) or self._context.link_frame_shown
-        if has_others or not (self._to_numpy and self._to_matrices):
-            return None
-        rigid = {batch: self._poses(*batch) for batch in self._context._rigid_batches}
-        # Genesis leaves a body that blew up where it was last drawn, which only an update knows.
-        is_sane = all(np.vdot(part, part) < 1e38 for poses in rigid.values() for part in poses)
-        return self._drawn(rigid) if is_sane else None
-
-    def _poses(self, solver: Any, is_visual: bool) -> list[Any]:
-        if is_visual:
-            solver.update_vgeoms()
-        state = solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms
-        envs = self._context.rendered_envs_idx
-        return [self._to_numpy(part, transpose=True)[envs] for part in (state.pos, state.quat)]
-
     def _update(self) -> _Moment:
         """Has Genesis bring up to date what is drawn, and moves no camera."""
-        if self._last and self._last[0].rigid and self._last[1] == self._context._t:
-            self._put(self._last[0]._replace(values=[]))
+        context, drawn = self._context, self._context._t
         self._visualizer._cameras = []
-        self._visualizer._t = self._context._t = -1
-        self._context.update()
-        moment = self._drawn()
+        self._visualizer._t = context._t = -1
+        if self._batches:  # the nodes of bodies take longer than all else: `show` places them
+            context.update_rigid = int
+        context.update()
+        vars(context).pop("update_rigid", None)
+        moment = self._drawn(self._bodies())
+        parts = itertools.chain.from_iterable([] if self._has_matrices else moment.rigid.values())
+        if not all(np.vdot(part, part) < 1e38 for part in parts):
+            # Genesis leaves a body that blew up where it was last drawn, which only its nodes know.
+            if self._last and self._last[0].rigid and self._last[1] == drawn:
+                self._put(_Moment([], moment.nodes, self._last[0].rigid, 0))
+            context.update_rigid()
+            moment = self._drawn()
         # Contacts, before Genesis 1.4.5, which another picture of this step would draw twice.
-        self._context.clear_dynamic_nodes(only_outdated=False)
+        context.clear_dynamic_nodes(only_outdated=False)
         return moment
+
+    def _bodies(self) -> dict[Any, list[Any]]:
+        """Where bodies are, in each rendered env."""
+        envs, bodies = self._context.rendered_envs_idx, {}
+        for solver, is_visual in self._batches:
+            if self._has_matrices:
+                parts = [self._matrices(solver, is_visual)[:, envs]]
+            else:
+                state = solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms
+                parts = [self._to_numpy(p, transpose=True)[envs] for p in (state.pos, state.quat)]
+            bodies[solver, is_visual] = parts
+        return bodies
+
+    def _matrices(self, solver: Any, is_visual: bool) -> Any:
+        """Before Genesis 1.4.2, what it copies to the nodes of bodies, for all envs."""
+        return solver._vgeoms_render_T if is_visual else solver._geoms_render_T
 
     def _drawn(self, rigid: dict[Any, Any] | None = None) -> _Moment:
         """What is drawn. It shares no memory with Genesis, which uses its own again."""
@@ -939,13 +950,18 @@ class _Replay:
     def _put(self, moment: _Moment) -> None:
         """Makes it what is drawn. Can be repeated from wherever it was broken off."""
         context, renderer, rigid = self._context, self._renderer, moment.rigid
-        vars(context).pop("rigid_geoms_T", None)
+        for name in "update_rigid", "rigid_geoms_T":  # what an interrupt may have left
+            vars(context).pop(name, None)
         for (owner, name), value in zip(self._held, moment.values):
             setattr(owner, name, value)
         if rigid:
-            context.rigid_geoms_T = lambda *batch: self._to_matrices(*rigid[batch])
+            if self._has_matrices:
+                for batch, (matrices,) in rigid.items():
+                    self._matrices(*batch)[:, context.rendered_envs_idx] = matrices
+            else:
+                context.rigid_geoms_T = lambda *batch: self._to_matrices(*rigid[batch])
             context.update_rigid()
-            del context.rigid_geoms_T
+            vars(context).pop("rigid_geoms_T", None)
         elif not moment.nodes:
             return
         kept = {node for node, *_ in moment.nodes} | (self._rigid_nodes if rigid else set())
@@ -973,7 +989,7 @@ class _Replay:
 
         def moved(poses: Any, place: Any) -> Any:
             poses = poses + 0
-            poses[..., :3, 3] = place
+            (poses[..., :3, 3] if poses.shape[-1] == 4 else poses)[...] = place
             return poses
 
         is_drawn = self._context._t >= self._scene.sim.cur_step_global
@@ -988,7 +1004,9 @@ class _Replay:
             (node, *rest, moved(poses, ahead) if node in self._rigid_nodes else poses)
             for node, *rest, poses in moment.nodes
         ]
-        rigid = {batch: (0 * pos + ahead, quat) for batch, (pos, quat) in moment.rigid.items()}
+        rigid = {
+            batch: [moved(parts[0], ahead), *parts[1:]] for batch, parts in moment.rigid.items()
+        }
         values = [*moment.values[:5], moved(camera, 1000), *moment.values[6:]]
         for change in {"values": values}, {"rigid": rigid, "nodes": nodes}:
             if not self._differs(moment._replace(**change), picture):

@@ -149,9 +149,12 @@ class Moment:
             for victim in order[self._victims]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, number)
-        while lives(pid):  # it may start others
-            found |= encoders(pid)
-            time.sleep(0.002)
+
+        def has_ended() -> bool:
+            found.update(encoders(pid))  # it may start others
+            return not lives(pid)
+
+        wait_until(has_ended, 30, what=f"the end of the training that met moment {self.what}")
         wait_for_ends([*found])
 
     def judge(self) -> None:
@@ -212,7 +215,7 @@ class Moment:
 @needs_proc
 @pytest.mark.clause("CLOSE-8", "CLOSE-14", "CLOSE-7", "FILE-3", "FILE-19")
 def test_kills_and_signals_at_random_moments_break_no_video_and_cost_no_frame(
-    start: Any, suite: Suite, tmp_path: Path
+    start: Any, suite: Suite, leave_to: Any, tmp_path: Path
 ) -> None:
     count = int(os.environ.get("VIDEO_WRAPPER_MOMENTS", "20"))
     seed = int(os.environ.get("VIDEO_WRAPPER_SEED", random.randrange(10**6)))
@@ -226,7 +229,12 @@ def test_kills_and_signals_at_random_moments_break_no_video_and_cost_no_frame(
             words = f"pid of {tmp_path / str(i)} "
             job.wait_for(words)
             wait_until(lambda: "\n" in job.output.partition(words)[2])  # noqa: B023
-            moment.send(int(job.output.partition(words)[2].split()[0]))
+            pid = int(job.output.partition(words)[2].split()[0])
+            try:
+                moment.send(pid)
+            except AssertionError as hangs:  # as forks do that have loaded Genesis 1.2
+                os.kill(pid, signal.SIGKILL)
+                leave_to(str(hangs))
             moment.judge()
             total += moment.counts
             faults += [moment.what] if moment.is_fault else []
