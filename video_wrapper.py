@@ -838,8 +838,11 @@ class _Replay:
         bodies = [(s, entity) for s in self._context._rigid_solvers() for entity in s.entities]
         if getattr(self._context, "tracked_nodes", None):  # drawn anew with bodies, as of 1.4.5
             bodies = []
-        self._batches = {(s, entity.surface.vis_mode == "visual") for s, entity in bodies}
-        self._has_matrices = not hasattr(self._context, "rigid_geoms_T")
+        self._has_matrices = not hasattr(self._context, "rigid_geoms_T")  # before Genesis 1.4.2
+        names: Any = (
+            ("_geoms_render_T", "_vgeoms_render_T") if self._has_matrices else (False, True)
+        )
+        self._batches = {(s, names[entity.surface.vis_mode == "visual"]) for s, entity in bodies}
         self._to_numpy, self._to_matrices = gs.utils.misc.qd_to_numpy, gs.utils.geom.trans_quat_to_T
         held = [
             (visualizer, "_cameras _t"),  # those that an update moves; the step that is drawn
@@ -849,6 +852,7 @@ class _Replay:
             (self._renderer, "bg_color ambient_light"),
             *((node, "_matrix") for node in lights),
             *((node.light, "color intensity") for node in lights),
+            *(self._batches if self._has_matrices else ()),
         ]
         self._held = [(owner, name) for owner, names in held for name in names.split()]
 
@@ -917,18 +921,14 @@ class _Replay:
     def _bodies(self) -> dict[Any, list[Any]]:
         """Where bodies are, in each rendered env."""
         envs, bodies = self._context.rendered_envs_idx, {}
-        for solver, is_visual in self._batches:
+        for solver, which in self._batches:
             if self._has_matrices:
-                parts = [self._matrices(solver, is_visual)[:, envs]]
+                bodies[solver, which] = [getattr(solver, which)[:, envs]]
             else:
-                state = solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms
+                state = solver.dyn_state.vgeoms if which else solver.dyn_state.geoms
                 parts = [self._to_numpy(p, transpose=True)[envs] for p in (state.pos, state.quat)]
-            bodies[solver, is_visual] = parts
+                bodies[solver, which] = parts
         return bodies
-
-    def _matrices(self, solver: Any, is_visual: bool) -> Any:
-        """Before Genesis 1.4.2, what it copies to the nodes of bodies, for all envs."""
-        return solver._vgeoms_render_T if is_visual else solver._geoms_render_T
 
     def _drawn(self, rigid: dict[Any, Any] | None = None) -> _Moment:
         """What is drawn. It shares no memory with Genesis, which uses its own again."""
@@ -956,8 +956,10 @@ class _Replay:
             setattr(owner, name, value)
         if rigid:
             if self._has_matrices:
-                for batch, (matrices,) in rigid.items():
-                    self._matrices(*batch)[:, context.rendered_envs_idx] = matrices
+                for (solver, name), (matrices,) in rigid.items():
+                    of_all = getattr(solver, name).copy()
+                    of_all[:, context.rendered_envs_idx] = matrices
+                    setattr(solver, name, of_all)
             else:
                 context.rigid_geoms_T = lambda *batch: self._to_matrices(*rigid[batch])
             context.update_rigid()

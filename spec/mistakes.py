@@ -295,7 +295,7 @@ KEPT = [
     kept("FIN-5", "Ctrl-C leaves Genesis without its update of bodies", "interrupt", '        for name in "update_rigid", "rigid_geoms_T":', '        for name in ("rigid_geoms_T",):'),
     kept("FIN-5", "poses of all envs where some are rendered", f"{TWIN} and rendered", "transpose=True)[envs] for", "transpose=True) for"),
     kept("FIN-5", "what is drawn is not brought up to date", f"{TWIN} and still", "        context.update()\n", ""),
-    kept("FIN-5", "visual geometry where collision geometry is drawn", f"{TWIN} and collision and not after", "solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms", "solver.dyn_state.vgeoms"),
+    kept("FIN-5", "visual geometry where collision geometry is drawn", f"{TWIN} and collision and not after", "solver.dyn_state.vgeoms if which else solver.dyn_state.geoms", "solver.dyn_state.vgeoms"),
     kept("FIN-5", "a camera that is attached stays", f"{TWIN} and attached", "            camera.move_to_attach()\n", "            pass\n"),
     kept("FIN-5", "a camera that follows stays", f"{TWIN} and following", "            camera.update_following()\n            step", "            step"),
     kept("FIN-5", "a camera that smooths its way moves twice in a step", f"{TWIN} and smoothing", "            if camera._follow_smoothing is not None:\n", "            if False:\n"),
