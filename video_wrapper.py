@@ -783,7 +783,7 @@ class _Replay:
                 moment = self._drawn()  # what was rendered in this step already
             else:
                 self._move_camera()
-                moment = self._then_back(self._held[:3], [], self._update)
+                moment = self._placed() or self._then_back(self._held[:3], [], self._update)
             self._last = moment, self._context._t
             if self._kept == 0:
                 self._check(moment)
@@ -897,6 +897,19 @@ class _Replay:
             if camera._follow_smoothing is not None:
                 camera.update_following = follow
 
+    def _placed(self) -> _Moment | None:
+        """What is drawn, if no nodes but those of bodies move by themselves: in less time."""
+        context = self._context
+        # Before Genesis 1.4.5, whether contacts are drawn shows in an update only.
+        has_others = getattr(context, "tracked_nodes", True) or context.link_frame_shown
+        if has_others or context.dynamic_nodes:
+            return None
+        for solver, is_visual in self._batches:
+            if is_visual:
+                solver.update_vgeoms()
+        moment = self._drawn(self._bodies())
+        return moment if self._is_sane(moment) else None
+
     def _update(self) -> _Moment:
         """Has Genesis bring up to date what is drawn, and moves no camera."""
         context, drawn = self._context, self._context._t
@@ -907,16 +920,22 @@ class _Replay:
         context.update()
         vars(context).pop("update_rigid", None)
         moment = self._drawn(self._bodies())
-        parts = itertools.chain.from_iterable([] if self._has_matrices else moment.rigid.values())
-        if not all(np.vdot(part, part) < 1e38 for part in parts):
-            # Genesis leaves a body that blew up where it was last drawn, which only its nodes know.
+        if not (self._has_matrices or self._is_sane(moment)):
             if self._last and self._last[0].rigid and self._last[1] == drawn:
                 self._put(_Moment([], moment.nodes, self._last[0].rigid, 0))
             context.update_rigid()
             moment = self._drawn()
-        # Contacts, before Genesis 1.4.5, which another picture of this step would draw twice.
-        context.clear_dynamic_nodes(only_outdated=False)
+        self._clear_contacts()
         return moment
+
+    def _clear_contacts(self) -> None:
+        # Before Genesis 1.4.5, another picture of this step would draw them twice.
+        if not hasattr(self._context, "tracked_nodes"):
+            self._context.clear_dynamic_nodes(only_outdated=False)
+
+    def _is_sane(self, moment: _Moment) -> bool:
+        # Genesis leaves a body that blew up where it was last drawn, which only its nodes know.
+        return all(np.vdot(part, part) < 1e38 for body in moment.rigid.values() for part in body)
 
     def _bodies(self) -> dict[Any, list[Any]]:
         """Where bodies are, in each rendered env."""
@@ -998,7 +1017,7 @@ class _Replay:
         step = self._context._t if is_drawn else -1
         picture = self._then_back(self._held[:3], [], lambda: self._render(step, True))[0]
         if not is_drawn:
-            self._context.clear_dynamic_nodes(only_outdated=False)
+            self._clear_contacts()
         camera = moment.values[5]
         view = np.reshape(camera.tolist(), (-1, 4, 4))[0]
         ahead = view[:3, 3] - 2 * view[:3, 2]  # where all bodies are seen, also by who sees none

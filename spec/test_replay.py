@@ -58,6 +58,14 @@ def draw_arrow(stage: Stage) -> None:
     stage.scene.draw_debug_arrow((0, 0, 0.6), vec, radius=0.03, color=(0, 0.5, 1, 0.7))
 
 
+def draw_passing(stage: Stage) -> None:
+    """A drawing that Genesis, from 1.4.5, clears with the next step."""
+    context = stage.scene.visualizer.context
+    if stage.t % 3 == 1 and hasattr(context, "add_debug_node"):
+        sphere = context.make_debug_sphere((0, 0, 0.6), 0.2, (1, 0, 0, 1))
+        context.add_debug_node(sphere, persistent=False)
+
+
 def draw_glass(stage: Stage) -> None:
     """See-through balls at one distance from the camera, drawn in the order in which they came."""
     stage.scene.clear_debug_objects()
@@ -288,6 +296,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fov changed": {"on_step": change_fov},
     "lights changed": {"on_step": change_light},
     "light turned": {"on_step": turn_light},
+    "passing drawing": {**DEBUG, "on_step": both(draw_passing, orbit)},
     "drawings redrawn": {**DEBUG, "on_step": draw_arrow},
     "drawings that are seen through": {**DEBUG, "on_step": draw_glass},
     "drawings redrawn, following": {**DEBUG, "on_step": draw_arrow, "setup": follow()},
@@ -311,6 +320,12 @@ CASES: dict[str, dict[str, Any]] = {
         "add": small_floor,
         "setup": reflect,
         "on_step": raise_floor,
+    },
+    "reflection, rendered before": {
+        "scene": REFLECTING,
+        "add": small_floor,
+        "setup": reflect,
+        "on_step": both(raise_floor, render_own),
     },
     "reflection, link frames": {
         **DEBUG,
@@ -371,7 +386,12 @@ def note_shadows(stage: Stage) -> list[list[np.ndarray]]:
 
 
 # Before Genesis 1.3.3 these differ from one eager twin to the other.
-UNSTEADY = ("drawings that are seen through", "reflection", "reflection, link frames")
+UNSTEADY = (
+    "drawings that are seen through",
+    "reflection",
+    "reflection, rendered before",
+    "reflection, link frames",
+)
 
 
 @pytest.mark.clause("FIN-5")
