@@ -608,7 +608,7 @@ def test_what_can_never_be_replayed_says_why(genesis: Any) -> None:
 
 
 @pytest.mark.clause("CLOSE-2", "FIN-5")
-@pytest.mark.parametrize("name", ["following, smoothing", "drawings redrawn, following"])
+@pytest.mark.parametrize("name", ["following, smoothing", "world and link frames"])
 @pytest.mark.parametrize("method", ["keep", "show"])
 def test_an_interrupt_leaves_visualizer_and_camera_as_they_were(
     genesis: Any, name: str, method: str
