@@ -49,7 +49,7 @@ NUM_ACTIONS = 2
 CELL, COLUMNS, BITS = 8, 6, 24
 NOT_STEPPED = 0xFFFF
 
-# What the fake camera's own recorder encodes with: never a test's bad ffmpeg.
+# What the fake camera's own recorder encodes with, also where a test gives the class a bad ffmpeg.
 CAMERAS_FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
 
@@ -325,16 +325,16 @@ class FakeCamera:
             self._recorded_imgs.clear()
         self._path, self._running = "", False
         self.videos += 1
-        videos, self._part_written = self._part_written, []
+        unfinished, self._part_written = self._part_written, []
         with tempfile.TemporaryDirectory(dir=self.temporary) as folder:
             for i, (name, raw) in enumerate(zip(self._paths(path), self._files)):
-                if videos:
+                if unfinished:
                     name = os.path.join(folder, f"video{os.path.splitext(name)[1]}")
                 with raw:
                     rate = rate.limit_denominator(10000)
                     encode(name, rate, self._size, raw, old=bool(save_to_filename))
-                if videos:
-                    with videos[i] as video:
+                if unfinished:
+                    with unfinished[i] as video:
                         video.write(Path(name).read_bytes())
 
     def on_step(self) -> None:

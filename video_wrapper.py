@@ -48,6 +48,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -792,8 +793,8 @@ class _Replay:
             if self._flaw:
                 raise _NotReplayable(self._flaw)
         except AttributeError as error:
-            owner = type(error.obj)
-            if not owner.__module__.startswith("genesis."):
+            owner: Any = error.obj if isinstance(error.obj, types.ModuleType) else type(error.obj)
+            if not getattr(owner, "__module__", owner.__name__).startswith("genesis."):
                 raise
             missing = f"this release of Genesis has no {owner.__name__}.{error.name}"
             raise _NotReplayable(missing) from error
@@ -839,11 +840,12 @@ class _Replay:
         if getattr(self._context, "tracked_nodes", None):  # drawn anew with bodies, as of 1.4.5
             bodies = []
         self._has_matrices = not hasattr(self._context, "rigid_geoms_T")  # before Genesis 1.4.2
-        names: Any = (
-            ("_geoms_render_T", "_vgeoms_render_T") if self._has_matrices else (False, True)
-        )
-        self._batches = {(s, names[entity.surface.vis_mode == "visual"]) for s, entity in bodies}
-        self._to_numpy, self._to_matrices = gs.utils.misc.qd_to_numpy, gs.utils.geom.trans_quat_to_T
+        kinds: Any = "_geoms_render_T", "_vgeoms_render_T"
+        if not self._has_matrices:
+            kinds = False, True  # whether it is visual geometry
+            self._to_numpy: Any = gs.utils.misc.qd_to_numpy
+            self._to_matrices: Any = gs.utils.geom.trans_quat_to_T
+        self._batches = {(s, kinds[entity.surface.vis_mode == "visual"]) for s, entity in bodies}
         held = [
             (visualizer, "_cameras _t"),  # those that an update moves; the step that is drawn
             (self._context, "_t shadow plane_reflection"),

@@ -135,7 +135,7 @@ class Moment:
     def _done(self) -> int:
         return self._progress.stat().st_size if self._progress.exists() else 0
 
-    def send(self, pid: int) -> None:
+    def send(self, pid: int, leave_to: Any) -> None:
         """Waits for the moment, sends the signal, and waits until all processes have ended."""
         number, (steps, seconds) = getattr(signal, self._name), self._after
         wait_until(lambda: self._done() >= steps or not lives(pid))
@@ -154,7 +154,11 @@ class Moment:
             found.update(encoders(pid))  # it may start others
             return not lives(pid)
 
-        wait_until(has_ended, 30, what=f"the end of the training that met moment {self.what}")
+        try:
+            wait_until(has_ended, what=f"the end of the training that met moment {self.what}")
+        except AssertionError as hangs:  # as forks do that have loaded Genesis 1.2
+            os.kill(pid, signal.SIGKILL)
+            leave_to(str(hangs))
         wait_for_ends([*found])
 
     def judge(self) -> None:
@@ -229,12 +233,7 @@ def test_kills_and_signals_at_random_moments_break_no_video_and_cost_no_frame(
             words = f"pid of {tmp_path / str(i)} "
             job.wait_for(words)
             wait_until(lambda: "\n" in job.output.partition(words)[2])  # noqa: B023
-            pid = int(job.output.partition(words)[2].split()[0])
-            try:
-                moment.send(pid)
-            except AssertionError as hangs:  # as forks do that have loaded Genesis 1.2
-                os.kill(pid, signal.SIGKILL)
-                leave_to(str(hangs))
+            moment.send(int(job.output.partition(words)[2].split()[0]), leave_to)
             moment.judge()
             total += moment.counts
             faults += [moment.what] if moment.is_fault else []
