@@ -316,7 +316,7 @@ KEPT = [
     kept("FIN-9", "meshes of drawings are not counted", "what_they_take", "            if node not in known and node", "            if False and node"),
     kept("FIN-10", "that it is slow is not said", "says_so_once", REMARK, ""),
     kept("FIN-10", "that it is slow is said in each episode", "says_so_once", "            if recording.remark not in self._told:\n", "            if recording.remark:\n"),
-    kept("FIN-10", "a name that this Genesis lacks is raised", "lacks", '            if not owner.__module__.startswith("genesis."):\n', "            if True:\n"),
+    kept("FIN-10", "a name that this Genesis lacks is raised", "lacks", '            if not getattr(owner, "__module__", owner.__name__).startswith("genesis."):\n', "            if True:\n"),
     kept("FIN-10", "a function that this Genesis lacks is raised", "lacks", "error.obj if isinstance(error.obj, types.ModuleType) else type(error.obj)", "type(error.obj)"),
     kept("FIN-11", "a scene that is gone is not noticed", "gone", GONE, GONE.partition("\n")[2]),
     kept("CLOSE-11", "Ctrl-C costs what is kept", "goes_on", "            except Exception as error:  # noqa: BLE001 its scene", "            except BaseException as error:  # noqa: BLE001 its scene"),
