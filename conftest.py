@@ -1231,15 +1231,16 @@ def world(request: pytest.FixtureRequest) -> World:
 
 @dataclass
 class Clause:
-    """A clause of the specification, and what the tests that name it came to.
+    """A clause without cases or a case of one, and the results of the tests that name it.
 
-    `failures` are pairs of an error's gist and its excuse: why it is expected, SHOULD, or nothing.
+    `parent` is the id of its clause, which is its own id if it is not a case. `failures` are pairs of an error's gist and its excuse: why it is expected, SHOULD, or nothing.
     """
 
     id: str
     level: str
     source: str
     reference: bool
+    parent: str
     tests: int = 0
     ran: int = 0
     skips: list[str] = field(default_factory=list)
@@ -1247,8 +1248,44 @@ class Clause:
 
 
 CLAUSE = re.compile(
-    r"^- \*\*(\S+)\*\* \((MUST|SHOULD), (documented|resolved)(, reference)?\)", re.MULTILINE
+    r"^- \*\*([A-Z]+-\d+)\*\* \((MUST|SHOULD), (documented|resolved)(, reference)?\)"
 )
+# A case gives its level or source only where it is not its clause's.
+CASE = re.compile(
+    r"^  - \*\*([A-Z]+-\d+)([a-z])\*\*(?: \((MUST|SHOULD)?(?:, )?(documented|resolved)?\))? "
+)
+ANY_ID = re.compile(r"^ *- \*\*[A-Z]+-\d")
+
+
+def read_clauses(text: str) -> tuple[dict[str, Clause], dict[str, list[str]]]:
+    """Parse the specification.
+
+    Returns:
+        What tests name: cases, and clauses without cases, by id. And the ids of the cases of each
+        clause, or its own id if it has none.
+    """
+    clauses: dict[str, Clause] = {}
+    cases: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if found := CLAUSE.match(line):
+            clause = Clause(found[1], found[2], found[3], bool(found[4]), found[1])
+            if clause.id in cases:
+                raise pytest.UsageError(f"spec/README.md has {clause.id} twice")
+            clauses[clause.id], cases[clause.id] = clause, [clause.id]
+        elif found := CASE.match(line):
+            parent, id = found[1], found[1] + found[2]
+            if not cases or parent != list(cases)[-1] or id in clauses:
+                raise pytest.UsageError(f"spec/README.md: {id} is out of place, or there twice")
+            if cases[parent] == [parent]:
+                first, cases[parent] = clauses.pop(parent), []
+            level, source = found[3] or first.level, found[4] or first.source
+            clauses[id] = Clause(id, level, source, first.reference, parent)
+            cases[parent].append(id)
+        elif ANY_ID.match(line):
+            raise pytest.UsageError(f"spec/README.md: malformed clause: {line.strip()}")
+    return clauses, cases
+
+
 SUITE = pytest.StashKey["Suite"]()
 SHOULD = "SHOULD"
 BENCHMARK = "--benchmark-"  # is in pytest-benchmark's words for what it skips
@@ -1267,14 +1304,10 @@ class Suite:
             raise pytest.UsageError(f"{self.report_file} ends in neither .json nor .md")
         spec = (ROOT / "spec" / "README.md").read_text(encoding="utf-8")
         self.spec_version = re.search(r"^Version: (\S+)$", spec, re.MULTILINE)[1]
-        self.clauses = {
-            m[1]: Clause(m[1], m[2], m[3], reference=bool(m[4])) for m in CLAUSE.finditer(spec)
-        }
-        if len(self.clauses) != len(re.findall(r"^- \*\*[A-Z]+-\d", spec, re.MULTILINE)):
-            raise pytest.UsageError("spec/README.md: a clause is malformed, or there twice")
+        self.clauses, self.cases = read_clauses(spec)
         self.expected = self._read_expected(config.getoption("--expected-failures"))
-        self.selected = {i for i in config.getoption("--clauses").upper().split(",") if i}
-        unknown = self.selected - {g for c in self.clauses for g in (c, c.partition("-")[0])}
+        self.selected = {i for i in config.getoption("--clauses").split(",") if i}
+        unknown = self.selected - {name for c in self.clauses.values() for name in names_of(c)}
         if unknown:
             raise pytest.UsageError(f"--clauses: there is no clause {', '.join(sorted(unknown))}")
         chosen = self.selected or any(config.getoption(o, "") for o in ("--lf", "-k", "-m"))
@@ -1288,11 +1321,14 @@ class Suite:
             raise pytest.UsageError(f"--expected-failures: {error}") from None
         entries = [line.split(None, 1) for line in lines if line.strip() and line.strip()[0] != "#"]
         for name, *reason in entries:
-            if name not in self.clauses:
+            if name not in self.clauses and name not in self.cases:
                 raise pytest.UsageError(f"--expected-failures {path}: there is no clause {name}")
             if not reason:
                 raise pytest.UsageError(f"--expected-failures {path}: {name} has no reason")
         return {name: reason.strip() for name, reason in entries}
+
+    def _excuse(self, clause: Clause) -> str:
+        return self.expected.get(clause.id) or self.expected.get(clause.parent, "")
 
     def _named(self, item: pytest.Item) -> list[Clause]:
         ids = [i for marker in item.iter_markers("clause") for i in marker.args]
@@ -1316,10 +1352,15 @@ class Suite:
             if not item.path.is_relative_to(ROOT):
                 continue
             ids = [i for marker in item.iter_markers("clause") for i in marker.args]
-            faults += [f"{item.nodeid} names {i}, no clause" for i in ids if i not in self.clauses]
-            if not ids and not item.get_closest_marker("of_suite"):
+            for id in ids:
+                if id in self.cases and id not in self.clauses:
+                    faults.append(f"{item.nodeid} names {id}, which has cases: name one of them")
+                elif id not in self.clauses:
+                    faults.append(f"{item.nodeid} names {id}, no clause")
+            if not ids and not any(map(item.get_closest_marker, ("of_suite", "benchmark_goal"))):
                 faults.append(f"{item.nodeid} names no clause")
-            item.extra_keyword_matches.update(ids)  # for -k
+            for clause in self._named(item):  # for -k
+                item.extra_keyword_matches.update(names_of(clause))
             if is_quick(item):
                 item.add_marker("quick")
             for clause in self._named(item):
@@ -1337,7 +1378,7 @@ class Suite:
         self.partial |= not files <= {item.path for item in items}
         if not faults and not self.partial:
             without = [c.id for c in self.clauses.values() if c.level == "MUST" and not c.tests]
-            faults += [f"MUST clause {i} has no test" for i in without]
+            faults += [f"MUST case {i} has no test" for i in without]
         if faults:
             raise pytest.UsageError("\n".join(faults))
 
@@ -1347,7 +1388,7 @@ class Suite:
         """By --clauses."""
         if not self.selected:
             return
-        wanted = {c for c in self.clauses if {c, c.partition("-")[0]} & self.selected}
+        wanted = {c.id for c in self.clauses.values() if names_of(c) & self.selected}
         named = [item for item in items if wanted & {c.id for c in self._named(item)}]
         others = [item for item in items if item not in named]
         items[:] = named
@@ -1366,7 +1407,7 @@ class Suite:
         clauses = self._named(item)
         excuse = ""
         if report.failed and report.when == "call":
-            excuse = next((self.expected[c.id] for c in clauses if c.id in self.expected), "")
+            excuse = next(filter(None, map(self._excuse, clauses)), "")
             # The module here excuses itself nothing.
             judged = self.implementation_name != DEFAULT_IMPLEMENTATION
             if not excuse and judged and all(c.level == SHOULD for c in clauses):
@@ -1394,8 +1435,18 @@ class Suite:
 
     def unexpected_passes(self) -> list[str]:
         """The expected failures that did not come, which only a whole run can tell."""
-        passed = [i for i in self.expected if self.judge(self.clauses[i])[0] == "pass"]
+        passed = [i for i in self.expected if self.judge_whole(i)[0] == "pass"]
         return [] if self.partial else passed
+
+    def judge_whole(self, id: str) -> tuple[str, str]:
+        """Judge a clause by its cases, or one case: the worst result, and how many cases have it."""
+        results = {i: self.judge(self.clauses[i]) for i in self.cases.get(id, [id])}
+        if [*results] == [id]:
+            return results[id]
+        for worst in ("fail", "expected", "not run", "not applicable"):
+            if found := [i for i, (result, _) in results.items() if result == worst]:
+                return worst, f"{len(found)} of {len(results)} cases: {', '.join(found)}"
+        return "pass", ""
 
     def judge(self, clause: Clause) -> tuple[str, str]:
         """The clause's result, and a line that says why it is not "pass"."""
@@ -1414,7 +1465,7 @@ class Suite:
         return not clause.ran and not clause.failures and (self.partial or is_benchmark)
 
     def _met(self, key: Callable[[Clause], str]) -> dict[str, str]:
-        """How many of the clauses that it is judged by are met, by a key of theirs."""
+        """How many of the cases that it is judged by are met, by a key of theirs."""
         results: dict[str, list[bool]] = {}
         for clause in self.clauses.values():
             if self._binds(clause) and not self._left_out(clause):
@@ -1424,10 +1475,10 @@ class Suite:
     def totals(self) -> str:
         """The summary line."""
         met = self._met(lambda clause: clause.source)
-        words = " clauses, ".join(
-            f"{source}: {met.get(source, '0/0')}" for source in ("documented", "resolved")
+        words = ", ".join(
+            f"{source}: {met.get(source, '0/0')} cases" for source in ("documented", "resolved")
         )
-        return f"{words} (of the clauses that this run selects)" if self.partial else words
+        return f"{words} (of the cases that this run selects)" if self.partial else words
 
     def groups(self) -> dict[str, str]:
         """The same for each group of clauses, such as FILE."""
@@ -1460,6 +1511,10 @@ class Suite:
     def _write_report(self, path: Path) -> None:
         rows = []
         for clause in self.clauses.values():
+            if clause.id == self.cases[clause.parent][0] != clause.parent:
+                result, why = self.judge_whole(clause.parent)
+                row = {"id": clause.parent, "level": "", "source": ""}
+                rows.append(row | {"result": result, "why": why})
             result, why = self.judge(clause)
             row = {"id": clause.id, "level": clause.level, "source": clause.source}
             rows.append(row | {"result": result, "why": why})
@@ -1472,7 +1527,7 @@ class Suite:
             path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             return
         lines = [f"- {name}: {value}" for name, value in self.about().items()]
-        lines += ["", self.totals(), "", "| group | clauses met |", "|---|---|"]
+        lines += ["", self.totals(), "", "| group | cases met |", "|---|---|"]
         lines += [f"| {group} | {met} |" for group, met in self.groups().items()]
         lines += ["", "| clause | level | source | result | why |"]
         lines.append("|---|---|---|---|---|")
@@ -1488,7 +1543,7 @@ class Suite:
         for clause in self.clauses.values():
             result, why = self.judge(clause)
             if result not in ("pass", "not applicable") and not self._left_out(clause):
-                line = f"{clause.id:8} {clause.level:6} {clause.source:10} {result:14} {why}"
+                line = f"{clause.id:9} {clause.level:6} {clause.source:10} {result:14} {why}"
                 terminalreporter.write_line(line.rstrip(), red=result == "fail")
         others = [c.id for c in self.clauses.values() if not self._binds(c)]
         if others:
@@ -1503,6 +1558,11 @@ class Suite:
             line = f"THE REAL SCENE WAS NOT RUN: {self.no_scene}"
             terminalreporter.write_line(line, red=True, bold=True)
         terminalreporter.write_line(self.totals())
+
+
+def names_of(clause: Clause) -> set[str]:
+    """The names that select it: its id, its clause's and its group's."""
+    return {clause.id, clause.parent, clause.id.partition("-")[0]}
 
 
 def sentence(item: pytest.Item) -> str:
@@ -1651,7 +1711,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-report", metavar="FILE", help=text)
     text = "lines of a clause's id and a reason: its tests may fail, and one of them has to"
     group.addoption("--expected-failures", metavar="FILE", help=text)
-    text = "run the tests of these clauses only, such as TIME-4,FILE (-k TIME-4 is not as exact)"
+    text = "run the tests of these clauses only, such as TIME-4a,TRIG-3,FILE (-k TIME-4 is not as exact)"
     group.addoption("--clauses", metavar="IDS", default="", help=text)
     text = "how long a quick test may take (default: 120); the others, 20 times as long"
     group.addoption("--time-limit", metavar="SECONDS", type=float, default=120, help=text)
@@ -1663,6 +1723,7 @@ def pytest_configure(config: pytest.Config) -> None:
         words = "the report by clause needs all tests in one process: run them without -n"
         raise pytest.UsageError(words)
     config.addinivalue_line("markers", "clause(*ids): the clauses of spec/README.md that it tests")
+    config.addinivalue_line("markers", "benchmark_goal: measures a goal, and judges no clause")
     config.addinivalue_line("markers", "of_suite: judges the suite, and no implementation")
     config.addinivalue_line("markers", "of_module: judges parts of this project's module alone")
     config.addinivalue_line("markers", "quick: on a fake env, without processes; set by itself")

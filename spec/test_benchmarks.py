@@ -180,7 +180,7 @@ ENCODINGS = [
 
 class TestBenchmarks:
     @pytest.mark.benchmark(group="a step without a frame, of a fake env")
-    @pytest.mark.clause("COST-4")
+    @pytest.mark.benchmark_goal
     @pytest.mark.parametrize("num_envs", [1, 4096, 16384])
     @pytest.mark.parametrize(
         "kind",
@@ -219,7 +219,7 @@ class TestBenchmarks:
         assert units <= goal
 
     @pytest.mark.benchmark(group="a step without a frame, of a fake env")
-    @pytest.mark.clause("COST-4")
+    @pytest.mark.benchmark_goal
     def test_a_step_without_a_frame_of_record_video(self, turns: Any, tmp_path: Path) -> None:
         env = GymEnv()
         wrapper = record_video(env, tmp_path, step_trigger=never)
@@ -228,7 +228,7 @@ class TestBenchmarks:
         turns.report("Gymnasium's RecordVideo, 1 env", added=f"{added:.2f} us")
 
     @pytest.mark.benchmark(group="a step with a frame of 1280x720, of a fake env")
-    @pytest.mark.clause("COST-5")
+    @pytest.mark.benchmark_goal
     @pytest.mark.parametrize("thread", [True, False], ids=["thread", "no thread"])
     @pytest.mark.parametrize("pause", [0.05, 0], ids=["encoder keeps up", "encoder does not"])
     def test_a_step_with_a_frame(
@@ -264,7 +264,7 @@ class TestBenchmarks:
             assert np.median(waits) < 1.0 if pause else np.median(waits) < encoding
 
     @pytest.mark.benchmark(group="a recording of 400 frames of 1280x720, of a fake env")
-    @pytest.mark.clause("COST-6")
+    @pytest.mark.benchmark_goal
     @pytest.mark.parametrize(
         ("kind", "pause"),
         [("VideoWrapper", 0.04), ("VideoWrapper", 0), ("RecordVideo", 0)],
@@ -303,7 +303,7 @@ class TestBenchmarks:
             assert last < 100
 
     @pytest.mark.benchmark(group="a recording of 400 frames of 1280x720, of a fake env")
-    @pytest.mark.clause("COST-7")
+    @pytest.mark.benchmark_goal
     @pytest.mark.parametrize("kind", ["VideoWrapper", "RecordVideo"])
     def test_the_memory(self, script: Callable, benchmark: Any, turns: Any, kind: str) -> None:
         if kind == "RecordVideo":
@@ -347,7 +347,7 @@ class TestBenchmarks:
             assert own < 32
 
     @pytest.mark.benchmark(group="a recording of 1600 frames of 320x240, of a fake env")
-    @pytest.mark.clause("COST-5")
+    @pytest.mark.benchmark_goal
     def test_the_length_of_a_video(self, fake: Any, turns: Any) -> None:
         env = ready(fake, size=(320, 240))
         env.camera.render = moving_pictures(320, 240)
@@ -365,7 +365,7 @@ class TestBenchmarks:
         assert waits[-1] < max(2 * waits[0], 0.1)
 
     @pytest.mark.benchmark(group="real scene, Go2 in 16 envs, of which one is rendered")
-    @pytest.mark.clause("COST-8", "COST-9")
+    @pytest.mark.benchmark_goal
     @pytest.mark.parametrize("size", [(320, 240), (1280, 720)], ids=["320x240", "1280x720"])
     @pytest.mark.parametrize("peer", [False, True], ids=["VideoWrapper", "genesis-forge"])
     @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ class TestBenchmarks:
         assert peer or ratio <= goal
 
     @pytest.mark.benchmark(group="libx264 on the Go2 of 1280x720, 100 frames")
-    @pytest.mark.clause("COST-2")
+    @pytest.mark.benchmark_goal
     @pytest.mark.parametrize("settings", ENCODINGS)
     def test_encoder_settings(
         self, real_scene: Any, fake: Any, benchmark: Any, turns: Any, settings: str,

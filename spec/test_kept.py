@@ -25,7 +25,7 @@ STAGE_CLASS = """
 
 
 class TestKeptForLater:
-    @pytest.mark.clause("FIN-5")
+    @pytest.mark.clause("FIN-5a", "FIN-5b")
     @pytest.mark.parametrize("name", STAGES)
     def test_a_background_recording_shows_what_an_active_one_shows(
         self, genesis: Any, new_stage: type[Stage], read_video: Any, tmp_path: Path, leave_to: Any,
@@ -46,7 +46,7 @@ class TestKeptForLater:
             assert all(torch.equal(a, b) for a, b in zip(seen.state(), kept.state()))
         assert np.array_equal(np.array(seen.camera.render()[0]), np.array(kept.camera.render()[0]))
 
-    @pytest.mark.clause("FIN-5")
+    @pytest.mark.clause("FIN-5a")
     def test_what_cannot_be_rendered_later_is_recorded_all_the_same(
         self, genesis: Any, new_stage: type[Stage], read_video: Any, tmp_path: Path, leave_to: Any
     ) -> None:
@@ -58,7 +58,7 @@ class TestKeptForLater:
         assert video.count == wanted.count > 4
         assert all(np.array_equal(a, b) for a, b in zip(video.frames, wanted.frames))
 
-    @pytest.mark.clause("FIN-6")
+    @pytest.mark.clause("FIN-6", "COST-10a")
     @pytest.mark.parametrize("name", [name for name in STAGES if name != "user who renders too"])
     def test_nothing_is_rendered_until_it_is_saved(
         self, reproducible: Any, new_stage: type[Stage], leave_to: Any, name: str
@@ -115,7 +115,7 @@ class TestKeptForLater:
         (words,) = [str(warning.message) for warning in found]
         assert "record_final_episode=False" in words and "soft bodies" in words
 
-    @pytest.mark.clause("FIN-11")
+    @pytest.mark.clause("FIN-11a", "FIN-11b")
     @pytest.mark.parametrize("gone", ["gs.destroy()", "stage.scene.destroy()"])
     def test_a_scene_that_is_gone_gives_one_warning_and_the_env_is_closed(
         self, reproducible: Any, script: Any, leave_to: Any, gone: str
@@ -149,7 +149,7 @@ class TestKeptForLater:
             assert "close()" in said[0], f"that close() comes first was wanted, and not {said}"
             assert files == [] and closed == [True]
 
-    @pytest.mark.clause("FIN-7")
+    @pytest.mark.clause("LOG-1d")
     def test_close_says_how_far_it_is(
         self, reproducible: Any, new_stage: type[Stage], leave_to: Any,
         capsys: pytest.CaptureFixture,
@@ -169,7 +169,7 @@ class TestKeptForLater:
         assert "Saved" in saved
 
     @pytest.mark.of_module  # what it counts is how this module saves what it keeps
-    @pytest.mark.clause("CLOSE-11")
+    @pytest.mark.clause("CLOSE-6b", "CLOSE-6c", "FIN-5b")
     @pytest.mark.parametrize("end", ["close", "exit"])
     def test_saving_goes_on_after_ctrl_c_with_the_next_close_or_the_end(
         self, reproducible: Any, script: Any, end: str
@@ -200,7 +200,7 @@ class TestKeptForLater:
         if end == "close":  # the picture that was interrupted is rendered once more, and no other
             assert lines[-2:] == ["closed", "7 rendered"]
 
-    @pytest.mark.clause("FAIL-6")
+    @pytest.mark.clause("FAIL-6b", "FAIL-6c")
     def test_a_device_that_is_full_ends_the_recording_and_what_it_has_is_saved(
         self, reproducible: Any, new_stage: type[Stage], monkeypatch: pytest.MonkeyPatch,
         leave_to: Any,

@@ -46,7 +46,7 @@ class TestImport:
 
 
 class TestBrowser:
-    @pytest.mark.clause("FILE-17")
+    @pytest.mark.clause("FILE-5c")
     @pytest.mark.parametrize("size", [(96, 64), (97, 65)])
     def test_a_browser_plays_and_seeks_it(
         self, fake: Any, tmp_path: Path, size: tuple[int, int]
@@ -111,7 +111,7 @@ def browse(chromium: str, folder: Path, profile: Path) -> dict[str, Any]:
 
 
 class TestSelfTest:
-    @pytest.mark.clause("MAIN-1")
+    @pytest.mark.clause("MAIN-1a")
     def test_it_records_two_videos(
         self, module: Any, python: Any, tmp_path: Path, read_video: Any
     ) -> None:
@@ -127,7 +127,7 @@ class TestSelfTest:
             assert (video.width, video.height) == (320, 240)
             assert psnr(video.frames[0], video.frames[-1]) < 50  # something moves
 
-    @pytest.mark.clause("MAIN-2")
+    @pytest.mark.clause("MAIN-1b")
     @pytest.mark.parametrize("missing", ["genesis", "imageio_ffmpeg"])
     def test_it_says_in_a_line_what_is_missing(
         self, module: Any, python: Any, tmp_path: Path, missing: str
@@ -139,7 +139,7 @@ class TestSelfTest:
         (line,) = result.stderr.splitlines()
         assert "pip install" in line
 
-    @pytest.mark.clause("MAIN-2")
+    @pytest.mark.clause("MAIN-1b")
     @pytest.mark.parametrize(
         ("genesis_py", "words"),
         [
@@ -234,11 +234,11 @@ class TestReadme:
         )
         assert "| DEL-2 | MUST | documented | pass |" in (tmp_path / "report.md").read_text()
 
-    @pytest.mark.clause("MAIN-3")
+    @pytest.mark.clause("MAIN-1c")
     def test_every_example_is_run(self) -> None:
         assert list(README_LEAVES) == list(readme_examples())
 
-    @pytest.mark.clause("MAIN-3")
+    @pytest.mark.clause("MAIN-1c")
     @pytest.mark.parametrize("heading", README_LEAVES)
     def test_an_example_leaves_its_videos(
         self, module: Any, python: Any, tmp_path: Path, read_video: Any, heading: str

@@ -1,4 +1,4 @@
-"""`_Replay` on real scenes: what it keeps and shows is what an eager twin of the scene rendered.
+"""`_DeferredRenderer` on real scenes: what it keeps and shows is what an eager twin of the scene rendered.
 
 A twin is the same scene, whose camera renders each frame as it comes. All is compared bit for bit:
 the pictures, those of another camera, the state of the simulation.
@@ -32,7 +32,7 @@ from spec.stages import (
     render_and_reset,
     reset_now_and_then,
 )
-from video_wrapper import _NotReplayable, _Replay
+from video_wrapper import _CannotDefer, _DeferredRenderer
 
 pytestmark = pytest.mark.of_module
 
@@ -394,7 +394,7 @@ UNSTEADY = (
 )
 
 
-@pytest.mark.clause("FIN-5")
+@pytest.mark.clause("FIN-5a", "FIN-5b", "FIN-5c")
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -> None:
     if name in UNSTEADY:
@@ -407,10 +407,10 @@ def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -
     frames = play(twin, case, lambda: (np.array(twin.camera.render()[0]), of_twin[-1]))
     wanted, wanted_shadows = zip(*frames)
     stage = make(case)
-    replay = _Replay(stage.scene, stage.camera)
-    moments = play(stage, case, replay.keep)
+    replay = _DeferredRenderer(stage.scene, stage.camera)
+    moments = play(stage, case, replay.snapshot)
     shadows = note_shadows(stage)
-    pictures = [np.array(replay.show(moment)[0]) for moment in moments]
+    pictures = [np.array(replay.render(moment)[0]) for moment in moments]
     differences = [float((a != b).mean()) for a, b in zip(pictures, wanted, strict=True)]
     assert max(differences) <= NOISE, differences
     assert any((a != wanted[0]).any() for a in wanted)
@@ -426,7 +426,7 @@ def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -
     assert (now != wanted_now).mean() <= NOISE
 
 
-@pytest.mark.clause("FIN-5")
+@pytest.mark.clause("FIN-5a")
 @pytest.mark.parametrize("name", ["still camera", "following", "drawings redrawn, following"])
 @pytest.mark.parametrize("inference", ["kept", "built and kept", "shown", "all", "now and then"])
 def test_inference_mode_makes_no_difference(genesis: Any, name: str, inference: str) -> None:
@@ -440,22 +440,22 @@ def test_inference_mode_makes_no_difference(genesis: Any, name: str, inference: 
     wanted = play(twin, case, eager(twin))
     with mode("built"):
         stage = make(case)
-    replay = _Replay(stage.scene, stage.camera)
+    replay = _DeferredRenderer(stage.scene, stage.camera)
     moments = []
     for step in range(STEPS):
         with torch.inference_mode(step % 3 == 0) if inference == "now and then" else mode("kept"):
             stage.boxes[0].geoms[0].get_pos()
             stage.step()
-            moments.append(replay.keep())
+            moments.append(replay.snapshot())
     with mode("shown"):
-        pictures = [np.array(replay.show(moment)[0]) for moment in moments]
+        pictures = [np.array(replay.render(moment)[0]) for moment in moments]
     assert all((a != b).mean() <= NOISE for a, b in zip(pictures, wanted, strict=True))
     with torch.inference_mode("kept" in inference or inference == "all"):
         stage.step()
         stage.camera.render()
 
 
-@pytest.mark.clause("FIN-6")
+@pytest.mark.clause("FIN-5b", "FIN-5c")
 @pytest.mark.parametrize(
     "name",
     [
@@ -482,17 +482,17 @@ def test_other_cameras_and_the_simulation_notice_nothing(genesis: Any, name: str
     case = CASES[name]
     bare, stage = make(case, setup=aside), make(case, setup=aside)
     bare.t = stage.t = 0
-    replay = _Replay(stage.scene, stage.camera)
+    replay = _DeferredRenderer(stage.scene, stage.camera)
     moments = []
     for _ in range(STEPS):
         bare.step()
         look(bare)
         stage.step()
-        moments.append(replay.keep())
+        moments.append(replay.snapshot())
         look(stage)
         assert all(torch.equal(a, b) for a, b in zip(bare.state(), stage.state()))
     for moment in moments[::4]:
-        replay.show(moment)
+        replay.render(moment)
     for _ in range(3):
         bare.step()
         stage.step()
@@ -502,7 +502,7 @@ def test_other_cameras_and_the_simulation_notice_nothing(genesis: Any, name: str
     assert all(torch.equal(a, b) for a, b in zip(bare.state(), stage.state()))
 
 
-@pytest.mark.clause("FIN-6")
+@pytest.mark.clause("FIN-6", "COST-10a")
 def test_pictures_are_rendered_for_the_self_check_only(genesis: Any, monkeypatch: Any) -> None:
     stage = make({})
     renders = []
@@ -510,25 +510,25 @@ def test_pictures_are_rendered_for_the_self_check_only(genesis: Any, monkeypatch
     monkeypatch.setattr(
         type(stage.camera), "render", lambda camera: renders.append(stage.t) or render(camera)
     )
-    replay = _Replay(stage.scene, stage.camera)
+    replay = _DeferredRenderer(stage.scene, stage.camera)
     assert renders == []
-    moments = play(stage, {}, replay.keep, 20)
+    moments = play(stage, {}, replay.snapshot, 20)
     assert renders == [1, 1, 1, 1, 4]
     renders.clear()
-    replay.show(moments[7])
+    replay.render(moments[7])
     assert renders == [20]
 
 
 @pytest.mark.clause("FIN-9")
 def test_moments_say_what_they_take(genesis: Any) -> None:
     stage = make(CASES["drawings adding up"])
-    replay = _Replay(stage.scene, stage.camera)
-    sizes = [moment.nbytes for moment in play(stage, {}, replay.keep)]
+    replay = _DeferredRenderer(stage.scene, stage.camera)
+    sizes = [moment.nbytes for moment in play(stage, {}, replay.snapshot)]
     mesh = stage.scene.draw_debug_sphere((0, 0, 0), radius=0.1).primitives[0]
     assert all(mesh.positions.nbytes < size < 6 * mesh.positions.nbytes for size in sizes)
     bare = make({})
-    replay = _Replay(bare.scene, bare.camera)
-    assert all(200 < moment.nbytes < 2000 for moment in play(bare, {}, replay.keep))
+    replay = _DeferredRenderer(bare.scene, bare.camera)
+    assert all(200 < moment.nbytes < 2000 for moment in play(bare, {}, replay.snapshot))
     assert 2**20 < replay.memory() < 2**50
 
 
@@ -552,13 +552,13 @@ def draw_from_elsewhere(replay: Any) -> None:
     context.__class__ = type("Context", (type(context),), {"update_rigid": lambda self: None})
 
 
-@pytest.mark.clause("FIN-5")
+@pytest.mark.clause("FIN-5a")
 @pytest.mark.parametrize(
     "fault", [hold_a_copy, hold_no_lights, use_another_clock, draw_from_elsewhere]
 )
 def test_the_self_check_finds_another_genesis(genesis: Any, fault: Callable[[Any], None]) -> None:
     stage = make({"on_step": change_light} if fault is hold_no_lights else {})
-    replay = _Replay(stage.scene, stage.camera)
+    replay = _DeferredRenderer(stage.scene, stage.camera)
     prepare = replay._prepare
 
     def prepare_for_another() -> None:
@@ -566,11 +566,11 @@ def test_the_self_check_finds_another_genesis(genesis: Any, fault: Callable[[Any
         fault(replay)
 
     replay._prepare = prepare_for_another
-    with pytest.raises(_NotReplayable):
-        play(stage, {}, replay.keep)
+    with pytest.raises(_CannotDefer):
+        play(stage, {}, replay.snapshot)
 
 
-@pytest.mark.clause("FIN-5")
+@pytest.mark.clause("FIN-10")
 @pytest.mark.parametrize(
     "lacks", ["RasterizerContext.update_rigid", "genesis.utils.misc.qd_to_numpy"]
 )
@@ -578,15 +578,15 @@ def test_a_name_that_a_genesis_lacks_is_told(genesis: Any, monkeypatch: Any, lac
     if "qd_to_numpy" in lacks:
         needs_genesis("1.4.2", "it is not looked for")
     stage = make({})
-    replay = _Replay(stage.scene, stage.camera)
+    replay = _DeferredRenderer(stage.scene, stage.camera)
     owner: Any = type(stage.scene.visualizer.context)
     monkeypatch.delattr(sys.modules.get(lacks.rpartition(".")[0], owner), lacks.rpartition(".")[2])
     stage.step()
-    with pytest.raises(_NotReplayable, match=lacks):
-        replay.keep()
+    with pytest.raises(_CannotDefer, match=lacks):
+        replay.snapshot()
 
 
-@pytest.mark.clause("FIN-5")
+@pytest.mark.clause("FIN-10")
 def test_what_can_never_be_replayed_says_why(genesis: Any) -> None:
     gs = start_genesis()
 
@@ -602,33 +602,33 @@ def test_what_can_never_be_replayed_says_why(genesis: Any) -> None:
         (stage.scene, object(), "^$"),  # no camera of Genesis': no word either
         (None, None, "^$"),
     ):
-        with pytest.raises(_NotReplayable, match=words):
-            _Replay(scene, camera).keep()
-    replay = _Replay(stage.scene, stage.camera)
+        with pytest.raises(_CannotDefer, match=words):
+            _DeferredRenderer(scene, camera).snapshot()
+    replay = _DeferredRenderer(stage.scene, stage.camera)
     assert replay.is_of(stage.scene, stage.camera)
     assert not replay.is_of(other.scene, stage.camera)
     assert not replay.is_of(stage.scene, stage.side_camera)
     stage.camera.set_pose(pos=(0, 0, 50), lookat=(0, 0, 60))
     stage.step()
-    with pytest.raises(_NotReplayable, match="sees"):
-        replay.keep()
+    with pytest.raises(_CannotDefer, match="sees"):
+        replay.snapshot()
 
 
-@pytest.mark.clause("CLOSE-2", "FIN-5")
+@pytest.mark.clause("FIN-5a", "FIN-5c", "FAIL-5b")
 @pytest.mark.parametrize(
     "name", ["following, smoothing", "drawings redrawn, following", "world and link frames"]
 )
-@pytest.mark.parametrize("method", ["keep", "show"])
+@pytest.mark.parametrize("method", ["snapshot", "render"])
 def test_an_interrupt_leaves_visualizer_and_camera_as_they_were(
     genesis: Any, name: str, method: str
 ) -> None:
-    """Ctrl-C comes at each line of `_Replay`, one after the other."""
+    """Ctrl-C comes at each line of `_DeferredRenderer`, one after the other."""
     stage = make(CASES[name])
-    replay = _Replay(stage.scene, stage.camera)
-    moments = play(stage, {}, replay.keep, 6)
-    pictures = [np.array(replay.show(moment)[0]) for moment in moments]
+    replay = _DeferredRenderer(stage.scene, stage.camera)
+    moments = play(stage, {}, replay.snapshot, 6)
+    pictures = [np.array(replay.render(moment)[0]) for moment in moments]
     context, visualizer = stage.scene.visualizer.context, stage.scene.visualizer
-    file = sys.modules[_Replay.__module__].__file__
+    file = sys.modules[_DeferredRenderer.__module__].__file__
 
     def state() -> list[Any]:
         values = [visualizer._cameras, visualizer._t, context._t, stage.camera._fov]
@@ -648,47 +648,47 @@ def test_an_interrupt_leaves_visualizer_and_camera_as_they_were(
                     raise KeyboardInterrupt
             return trace
 
-        if method == "keep":
+        if method == "snapshot":
             stage.step()
         before, transform = state(), stage.camera._transform
         sys.settrace(trace)
         try:
-            moments.append(replay.keep()) if method == "keep" else replay.show(moments[2])
+            moments.append(replay.snapshot()) if method == "snapshot" else replay.render(moments[2])
         except KeyboardInterrupt:
             pass
         finally:
             sys.settrace(None)
         after = state()
-        if method == "keep":  # the mark of a camera that was moved
+        if method == "snapshot":  # the mark of a camera that was moved
             before[1:3], after[1:3] = [], []
         assert before == after, line
         assert stage.camera._transform is transform
         if count < line:
             break
-        if line % 20 == 0 or method == "show" and line % 5 == 0:
-            assert np.array_equal(replay.show(moments[2])[0], pictures[2]), line
+        if line % 20 == 0 or method == "render" and line % 5 == 0:
+            assert np.array_equal(replay.render(moments[2])[0], pictures[2]), line
     assert line > 50
-    assert all(np.array_equal(replay.show(m)[0], p) for m, p in zip(moments, pictures))
+    assert all(np.array_equal(replay.render(m)[0], p) for m, p in zip(moments, pictures))
 
 
-@pytest.mark.clause("FIN-5")
+@pytest.mark.clause("FIN-11a", "FIN-11b")
 @pytest.mark.parametrize("gone", ["gs.destroy()", "stage.scene.destroy()"])
 def test_a_scene_that_is_gone_is_told_and_crashes_nothing(genesis: Any, gone: str) -> None:
     code = f"""
         import genesis as gs
-        from spec.test_replay import _NotReplayable, _Replay, make, play
+        from spec.test_replay import _CannotDefer, _DeferredRenderer, make, play
         from conftest import start_genesis
 
         start_genesis()
         stage = make({{}})
-        replay = _Replay(stage.scene, stage.camera)
-        moments = play(stage, {{}}, replay.keep, 5)
+        replay = _DeferredRenderer(stage.scene, stage.camera)
+        moments = play(stage, {{}}, replay.snapshot, 5)
         scene, camera = stage.scene, stage.camera
         {gone}
-        for call in (lambda: replay.show(moments[0]), replay.keep):
+        for call in (lambda: replay.render(moments[0]), replay.snapshot):
             try:
                 call()
-            except _NotReplayable as error:
+            except _CannotDefer as error:
                 assert "close() must come before gs.destroy()" in str(error)
             else:
                 raise AssertionError("shown")
@@ -705,12 +705,12 @@ def test_a_scene_that_is_gone_is_told_and_crashes_nothing(genesis: Any, gone: st
     assert result.returncode == 0 and "told" in result.stdout, result.stderr[-2000:]
 
 
-@pytest.mark.clause("FIN-5")
+@pytest.mark.clause("FAIL-6b", "FIN-5a")
 def test_a_failing_device_is_passed_on(genesis: Any) -> None:
     stage = make({})
-    replay = _Replay(stage.scene, stage.camera)
-    moments = play(stage, {}, replay.keep, 5)
-    picture = np.array(replay.show(moments[1])[0])
+    replay = _DeferredRenderer(stage.scene, stage.camera)
+    moments = play(stage, {}, replay.snapshot, 5)
+    picture = np.array(replay.render(moments[1])[0])
 
     def fail() -> None:
         raise torch.OutOfMemoryError("out of memory")
@@ -718,7 +718,7 @@ def test_a_failing_device_is_passed_on(genesis: Any) -> None:
     stage.scene.rigid_solver.update_vgeoms = fail
     stage.step()
     with pytest.raises(torch.OutOfMemoryError):
-        replay.keep()
+        replay.snapshot()
     del stage.scene.rigid_solver.update_vgeoms
     assert len(stage.scene.visualizer.cameras) == 2
-    assert np.array_equal(replay.show(moments[1])[0], picture)
+    assert np.array_equal(replay.render(moments[1])[0], picture)

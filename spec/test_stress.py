@@ -217,7 +217,7 @@ class Moment:
 
 
 @needs_proc
-@pytest.mark.clause("CLOSE-8", "CLOSE-14", "CLOSE-7", "FILE-3", "FILE-19")
+@pytest.mark.clause("CLOSE-8a", "CLOSE-8b", "CLOSE-14a", "CLOSE-4c", "CLOSE-4d", "FILE-3a")
 def test_kills_and_signals_at_random_moments_break_no_video_and_cost_no_frame(
     start: Any, suite: Suite, leave_to: Any, tmp_path: Path
 ) -> None:

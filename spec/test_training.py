@@ -294,7 +294,7 @@ def push(env: Any) -> list[torch.Tensor]:
 
 class TestTraining:
     @pytest.mark.of_module
-    @pytest.mark.clause("API-9", "TRAIN-1", "TRAIN-2", "FILE-16", "FIN-6")
+    @pytest.mark.clause("API-9", "TRAIN-1a", "TRAIN-1c", "FILE-16", "FIN-6")
     @pytest.mark.parametrize(
         "library, arrows",
         [("rsl_rl", True), ("rsl_rl", False), ("skrl", False)],
@@ -343,7 +343,7 @@ class TestTraining:
             assert "rendered before close(): 10\n" in result.stdout
 
     @pytest.mark.of_module
-    @pytest.mark.clause("TRAIN-1", "FILE-3")
+    @pytest.mark.clause("TRAIN-1a", "FILE-3a")
     def test_rsl_rl_uploads_a_whole_video_of_each_name_but_the_last_episode(
         self, module: Any, python: Any, tmp_path: Path, read_video: Any
     ) -> None:
@@ -362,7 +362,7 @@ class TestTraining:
         uploaded = sorted(read_video(path).steps for path in uploads)
         assert uploaded == [videos["0.mp4"], videos["10.mp4"]]
 
-    @pytest.mark.clause("TRAIN-2", "TRAIN-3")
+    @pytest.mark.clause("BLD-6", "FIN-5b")
     def test_an_env_written_by_hand_needs_no_base_class(
         self, genesis: Any, implementation: type, tmp_path: Path, read_video: Any
     ) -> None:
