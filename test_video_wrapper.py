@@ -2,7 +2,7 @@
 
 They judge from outside: they decode the videos and read which steps they show. `world.wrap` makes an
 env with dt = 0.1 s and wraps it for videos of 0.5 s at 10 fps, so that a recording of five steps is
-five frames, unless the test says otherwise. See conftest.py. What takes a process of its own, or more
+five frames, unless the test says otherwise. See spec/suite. What takes a process of its own, or more
 of a scene than `world` has, is in the files that spec/README.md lists.
 """
 
@@ -39,22 +39,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import (
-    Shown,
-    encoders,
-    first_only,
-    moving_clip,
-    needs_proc,
-    never,
-    only_at,
-    psnr,
-    read_step,
-    refuse_threads,
-    saved_or_warned,
-    sharpness,
-    warned,
-)
-from spec.stand_ins import Asked, Flags, Interrupts, Large, OnDevice
+from spec.suite.doubles import Asked, Flags, Interrupts, Large, OnDevice, first_only, never, only_at
+from spec.suite.harness import saved_or_warned, warned
+from spec.suite.processes import encoders, needs_proc, refuse_threads
+from spec.suite.video_reader import Shown, moving_clip, psnr, read_step, sharpness
 
 VECTORS = json.loads((Path(__file__).parent / "spec" / "vectors.json").read_text())
 STUB = ast.parse((Path(__file__).parent / "spec" / "video_wrapper.pyi").read_text())

@@ -18,17 +18,12 @@ from typing import Any
 
 import pytest
 
-from conftest import (
-    FakeEnv,
-    Suite,
-    World,
-    encoders,
-    env_class,
-    is_video_name,
-    needs_proc,
-    wait_until,
-)
-from spec.test_ends import lives, wait_for_ends
+from spec.suite.fake_env import FakeEnv
+from spec.suite.harness import Harness, env_class
+from spec.suite.plugin import Suite
+from spec.suite.processes import encoders, needs_proc, wait_until
+from spec.suite.video_reader import is_video_name
+from spec.tests.test_close import lives, wait_for_ends
 
 STEPS = 80  # of a training, all of which it makes if no signal ends it
 
@@ -57,7 +52,7 @@ TRAININGS = """
         "is Ctrl-C": signal.default_int_handler,
     }
     signal.signal(plan["signal"], handlers[plan["handler"]])
-    world = conftest.World("fake", Path(plan["folder"]), conftest.load(implementation), base)
+    world = harness.Harness("fake", Path(plan["folder"]), harness.load(implementation), base)
     wrapper = world.wrap(
         size=(48, 32), terminated_at=range(12, 10**6, 13), step_trigger=lambda n: n % 13 == 5,
         video_length_sec=0.8, filename=plan["filename"],
@@ -112,7 +107,7 @@ class Moment:
         self._folder = folder / str(i)
         self._is_cleared = suite.binds("FILE-19")
         env = env_class(FakeEnv, suite.env_base)
-        self._world = World("fake", self._folder, suite.implementation, env)
+        self._world = Harness("fake", self._folder, suite.implementation, env)
         where = f"{self._victims}, {self._filename}, after {self._after}"
         self.what = f"{i}: {self._name} that {self._handler}, to {where}"
         self.counts = Counter(moments=1)

@@ -1,9 +1,15 @@
-"""Real scenes of many kinds, in which bodies move, and envs around them."""
+"""Real scenes: the board that shows step numbers, and stages on which bodies move."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import importlib.metadata
 import inspect
 import math
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +19,148 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import never, vis_options
+from spec.suite.doubles import never
+from spec.suite.fake_env import FakeEnv
+from spec.suite.video_reader import read_bits
+
+
+class Board:
+    """A real scene of 3 envs: 5 x 3 boxes, a bit each, which slide out of sight for a 0.
+
+    Genesis 1.4 takes no camera for one env in a scene where cameras show each env apart, so there
+    is a scene of either kind. Of its envs 0 and 2 are rendered, so that a stack of pictures is not
+    one of all envs.
+    """
+
+    BITS, COLUMNS, ROWS = 15, 5, 3
+
+    def __init__(self, separate: bool, dt: float) -> None:
+        gs = start_genesis()
+        # From where the cameras are: before 1.4, white is dark grey in ambient light alone.
+        light = {"type": "directional", "dir": (1, 0, 0), "color": (1, 1, 1), "intensity": 5000}
+        self.scene = gs.Scene(
+            # The env's dt: Genesis' own recording goes by the scene's.
+            sim_options=gs.options.SimOptions(dt=dt, gravity=(0, 0, 0)),
+            rigid_options=gs.options.RigidOptions(enable_collision=False),
+            vis_options=vis_options(
+                rendered_envs_idx=[0, 2],
+                split_envs=separate,
+                shadow=False,
+                plane_reflection=False,
+                background_color=(0, 0, 0),
+                ambient_light=(1, 1, 1),
+                lights=[light],
+            ),
+            show_viewer=False,
+        )
+        box = (
+            '<joint name="joint{}" type="slide" axis="1 0 0"/>'
+            '<geom type="box" size=".1 .35 .35" rgba="1 1 1 1"/>'
+        )
+        places = [(-(i % self.COLUMNS), -(i // self.COLUMNS)) for i in range(self.BITS)]
+        bodies = [  # with names, which Genesis 0.3 asks for
+            f'<body name="body{i}" pos="0 {y} {z}">{box.format(i)}</body>'
+            for i, (y, z) in enumerate(places)
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "board.xml"
+            path.write_text(f"<mujoco><worldbody>{''.join(bodies)}</worldbody></mujoco>")
+            self.boxes = self.scene.add_entity(gs.morphs.MJCF(file=str(path)))
+        middle = (-(self.COLUMNS - 1) / 2, -(self.ROWS - 1) / 2)
+        # From so far off all boxes look alike. A box that is 60 m nearer is behind the camera.
+        look = {"pos": (-50, *middle), "lookat": (0, *middle), "near": 1, "far": 100}
+        fov = math.degrees(2 * math.atan(self.ROWS / 2 / 50))
+        envs = [None] if separate else [0, 2]
+        self.cameras = {
+            i: self.scene.add_camera(res=(100, 60), fov=fov, env_idx=i, **look) for i in envs
+        }
+        # So far apart that no env stands in another's picture; apart already, in one place, for
+        # which before 1.4 the camera would have to be moved.
+        self.scene.build(n_envs=3, env_spacing=(0.0, 0.0) if separate else (300.0, 300.0))
+
+    def show(self, numbers: list[int]) -> None:
+        """Steps the simulation with each env's boxes at its number, below 4096, and a check."""
+        codes = [number << 3 | number % 7 + 1 for number in numbers]
+        hidden = [[-60.0 * (not code >> i & 1) for i in range(self.BITS)] for code in codes]
+        self.boxes.set_dofs_position(torch.tensor(hidden))
+        self.scene.step()
+
+    @classmethod
+    def read(cls, picture: np.ndarray) -> int:
+        """Reads the number that a picture shows. Raises ValueError if it cannot be read."""
+        if picture.shape != (60, 100, 3):
+            raise ValueError(f"no step can be read in a picture of shape {picture.shape}")
+        cells = picture.reshape(cls.ROWS, 20, cls.COLUMNS, 20, 3)[:, 6:14, :, 6:14]
+        number, check = divmod(read_bits(cells), 8)
+        if check != number % 7 + 1:
+            raise ValueError("no step can be read in the picture")
+        return number
+
+
+board = functools.cache(Board)
+
+
+class GenesisEnv(FakeEnv):
+    """The fake env with a real scene, which has 3 envs and one size; `watched` is 0 or 2.
+
+    Where the camera shows the watched env alone, the others are at another number, 500 more.
+    """
+
+    def make_scene(self, size: tuple[int, int], separate: bool) -> None:
+        """Takes the scene of that kind, built at the first use in a run."""
+        self._separate = separate
+        self._board = board(separate, self.dt)
+        self.scene, self.robot = self._board.scene, self._board.boxes
+        self.camera = self._board.cameras[None if separate else self.watched]
+        with contextlib.suppress(Exception):  # what the test before may have left running
+            self.camera.stop_recording()
+        self._board.show([4095] * 3)
+
+    def show(self, number: int) -> None:
+        """Brings the scene to the state after step `number`."""
+        self.shown = number
+        if self._separate:
+            self._board.show([number + 1000 * i for i in range(3)])
+        else:
+            self._board.show([number + 500 * (i != self.watched) for i in range(3)])
+
+
+@functools.cache
+def start_genesis() -> Any:
+    """Imports and initialises Genesis, unless that is done."""
+    import genesis as gs
+
+    if not gs._initialized:
+        gs.init(backend=gs.cpu, logging_level="error")
+    # Its exit handler waits for ever for threads that a forked child does not have.
+    os.register_at_fork(after_in_child=functools.partial(atexit.unregister, gs.destroy))
+    return gs
+
+
+def vis_options(**options: Any) -> Any:
+    """Genesis' VisOptions; before 1.4, its split_envs had another name."""
+    options_class = start_genesis().options.VisOptions
+    if "split_envs" in options and "split_envs" not in options_class.model_fields:
+        options["env_separate_rigid"] = options.pop("split_envs")
+    return options_class(**options)
+
+
+def needs_genesis(release: str, why: str) -> None:
+    """Skips the test that runs, if Genesis is older."""
+
+    def numbers(version: str) -> list[int]:
+        return [int(number) for number in version.split(".")[:3]]
+
+    if numbers(installed("genesis-world")) < numbers(release):
+        pytest.skip(f"before Genesis {release}, {why}")
+
+
+def installed(distribution: str) -> str:
+    """The version of an installed distribution."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 class Stage:

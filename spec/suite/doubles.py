@@ -1,4 +1,4 @@
-"""What stands in for parts of a real training: tensors on a device, pictures, a trigger."""
+"""Test doubles: triggers, tensors on a device, frames that cannot be copied."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+def first_only(n: int) -> bool:
+    return n == 0
+
+
+def never(number: int) -> bool:
+    return False
+
+
+def only_at(*steps: int) -> dict[str, Any]:
+    """Arguments of a wrapper that records from these steps on, and no final episode."""
+    return {"step_trigger": lambda n: n in steps, "record_final_episode": False}
 
 
 class Asked:

@@ -14,7 +14,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from conftest import EACH_FRAME, box, read_step, read_video
+from spec.suite.video_reader import EACH_FRAME, box, read_step, read_video
 
 
 class Model:

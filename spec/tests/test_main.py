@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import ROOT, check_end, first_only, psnr, torchrun
+from spec.suite import ROOT
+from spec.suite.doubles import first_only
+from spec.suite.processes import check_end, torchrun
+from spec.suite.video_reader import psnr
 
 PLAYER = """<!doctype html><video src="0.mp4" preload="auto" muted></video><script>
 const video = document.querySelector("video")
@@ -167,7 +170,7 @@ class TestSelfTest:
 # What the README's examples are given, each on its own: an env with episodes of 50 steps.
 README_GIVES = """
 import torch
-from conftest import FakeEnv
+from spec.suite.fake_env import FakeEnv
 from video_wrapper import VideoWrapper
 def MyEnv():
     env = FakeEnv(dt=0.02, terminated_at=range(49, 10000, 50))
@@ -192,7 +195,7 @@ README_LEAVES = {
 class TestReadme:
     @pytest.mark.of_suite
     def test_its_figure_of_clauses_is_right_and_tests_name_them_all(self, suite: Any) -> None:
-        files = [ROOT / "test_video_wrapper.py", *(ROOT / "spec").glob("test_*.py")]
+        files = [ROOT / "test_video_wrapper.py", *(ROOT / "spec" / "tests").glob("test_*.py")]
         tests = "".join(file.read_text(encoding="utf-8") for file in files)
         assert [name for name in suite.clauses if f'"{name}"' not in tests] == []
         words = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
@@ -224,7 +227,7 @@ class TestReadme:
             copy = shutil.copytree if name.endswith("/") else shutil.copy
             copy(ROOT / name, tmp_path / name)
         (tmp_path / "your_package").mkdir()
-        shutil.copy(ROOT / "spec/second_implementation.py", tmp_path / "your_package" / "video.py")
+        shutil.copy(ROOT / "spec/control/control.py", tmp_path / "your_package" / "video.py")
         command = re.search(r"^\.venv/bin/python (-m pytest -m quick .*)", text, re.MULTILINE)[1]
         subprocess.run(
             [sys.executable, *command.split(), "--clauses=DEL-2", "-p", "no:cacheprovider"],
@@ -274,7 +277,7 @@ class TestReadme:
 
 def readme_examples() -> dict[str, str]:
     """Heading: the Python code that stands under it."""
-    files = (ROOT / "README.md", ROOT / "spec" / "recipes.md")
+    files = (ROOT / "README.md", ROOT / "spec" / "docs" / "recipes.md")
     text = "".join(file.read_text(encoding="utf-8") for file in files)
     sections = re.split(r"^##+ (.*)\n", text, flags=re.MULTILINE)[1:]
     blocks = {

@@ -13,14 +13,23 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import check_end, needs_genesis, psnr
-from spec.stages import STAGES, Stage, count_renders, record_stage, soft_box, wrap_stage
+from spec.suite.genesis_scenes import (
+    STAGES,
+    Stage,
+    count_renders,
+    needs_genesis,
+    record_stage,
+    soft_box,
+    wrap_stage,
+)
+from spec.suite.processes import check_end
+from spec.suite.video_reader import psnr
 
 # What makes real scenes in a process that `script` starts, as the implementation wants an env to be.
 STAGE_CLASS = """
-            from spec.stages import Stage, count_renders, wrap_stage
-            gs = conftest.start_genesis()
-            stage_class = conftest.env_class(Stage, sys.argv[3] and conftest.load(sys.argv[3]))
+            from spec.suite.genesis_scenes import Stage, count_renders, wrap_stage
+            gs = genesis_scenes.start_genesis()
+            stage_class = harness.env_class(Stage, sys.argv[3] and harness.load(sys.argv[3]))
 """
 
 

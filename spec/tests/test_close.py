@@ -17,18 +17,9 @@ from typing import Any
 
 import pytest
 
-from conftest import (
-    Job,
-    Shown,
-    check_end,
-    first_only,
-    is_video_name,
-    needs_proc,
-    never,
-    read_video,
-    stopped_encoder,
-    wait_until,
-)
+from spec.suite.doubles import first_only, never
+from spec.suite.processes import Job, check_end, needs_proc, stopped_encoder, wait_until
+from spec.suite.video_reader import Shown, is_video_name, read_video
 
 
 class TestSharedFolders:
@@ -268,10 +259,10 @@ class TestEnds:
     ) -> None:
         # Genesis' own exit handler is registered when the scene is made, and destroys it.
         code = """
-            world = conftest.World(
-                "genesis", Path(folder), conftest.load(implementation),
-                conftest.GenesisEnv,
-                conftest.Board.read,
+            world = harness.Harness(
+                "genesis", Path(folder), harness.load(implementation),
+                genesis_scenes.GenesisEnv,
+                genesis_scenes.Board.read,
             )
             active = world.wrap(step_trigger=lambda n: n == 2, record_final_episode=False)
             final = world.wrap(active, step_trigger=never)

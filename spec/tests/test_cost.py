@@ -18,20 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import (
-    FakeEnv,
-    World,
-    check_end,
-    env_class,
-    first_only,
-    installed,
-    moving_clip,
-    never,
-    psnr,
-    refuse_threads,
-    sharpness,
-    start_genesis,
-)
+from spec.suite.doubles import first_only, never
+from spec.suite.fake_env import FakeEnv
+from spec.suite.genesis_scenes import installed, start_genesis
+from spec.suite.harness import Harness, env_class
+from spec.suite.processes import check_end, refuse_threads
+from spec.suite.video_reader import moving_clip, psnr, sharpness
 
 
 def ready(world: Any, results: int = 1, **keywords: Any) -> Any:
@@ -60,11 +52,11 @@ def each(step: Callable[[Any], Any], count: int = 50) -> Callable[[], None]:
     return steps
 
 
-def forge_world(fake: Any) -> World:
+def forge_world(fake: Any) -> Harness:
     """Where it is installed, genesis-forge's own wrapper around an env of its own kind."""
     base = pytest.importorskip("genesis_forge.genesis_env").GenesisEnv
     wrapper = importlib.import_module("genesis_forge.wrappers.video").VideoWrapper
-    return World("fake", fake.out_dir, wrapper, env_class(FakeEnv, base))
+    return Harness("fake", fake.out_dir, wrapper, env_class(FakeEnv, base))
 
 
 class GymEnv(gymnasium.Env):
@@ -309,7 +301,7 @@ class TestBenchmarks:
         if kind == "RecordVideo":
             pytest.importorskip("moviepy")
         code = f"""
-            import spec.test_benchmarks as t
+            import spec.tests.test_cost as t
 
             def peak(process):
                 lines = Path(f"/proc/{{process}}/status").read_text().splitlines()
@@ -329,7 +321,7 @@ class TestBenchmarks:
             start = peak("self")
             for _ in range(399):
                 wrapper.step(None)
-            encoder = sum(map(peak, conftest.encoders()))
+            encoder = sum(map(peak, processes.encoders()))
             wrapper.step(None)
             print("grew by", peak("self") - start, encoder)
         """

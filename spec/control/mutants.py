@@ -1,8 +1,8 @@
-"""Mistakes that people make, and which test catches each: python -m spec.mistakes [WORDS] [--table]
+"""Mistakes that people make, and which test catches each: python -m spec.control.mutants [WORDS] [--table]
 
 Each is a change of a few words in the second implementation, which is right without it, or, with
 --kept, in how the module keeps frames of a real scene. WORDS choose those whose description or
-clause has them. --table writes the table of spec/mistakes.md.
+clause has them. --table writes the table of spec/mutants.md.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "spec" / "second_implementation.py"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "spec" / "control" / "control.py"
 MODULE = ROOT / "video_wrapper.py"
 
 
@@ -360,7 +360,7 @@ def caught_by(mistake: Mistake, usual: frozenset[str]) -> str:
             project = Path(folder, "project")
             shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*"))
             (project / MODULE.name).write_text(changed(mistake), encoding="utf-8")
-            of_kept = "test_replay or test_kept"
+            of_kept = "test_deferred_rendering or test_final_episode"
             for chosen in (f"({of_kept}) and ({mistake.seen_by})", of_kept):
                 if found := failures(project, "video_wrapper", "-x", f"-k={chosen}", root=project):
                     return found[0].partition("::")[2]
@@ -373,9 +373,7 @@ def caught_by(mistake: Mistake, usual: frozenset[str]) -> str:
             found = [test for test in failures(folder, "mistaken", *options) if test not in usual]
             if found and mistake.slow:  # such tests are not among the usual ones
                 name = re.search(r"test_\w+", found[0])[0]
-                rightly = failures(
-                    folder, "spec.second_implementation", "-k", f"{name} and not genesis"
-                )
+                rightly = failures(folder, "spec.control.control", "-k", f"{name} and not genesis")
                 found = [test for test in found if test not in rightly]
             if found:
                 return found[0].partition("::")[2]
@@ -394,7 +392,7 @@ def main() -> None:
     [changed(mistake) for mistake in chosen]
     usual: frozenset[str] = frozenset()
     if not options.kept:
-        usual = frozenset(failures(ROOT, "spec.second_implementation", "-m", "quick"))
+        usual = frozenset(failures(ROOT, "spec.control.control", "-m", "quick"))
         words = f"The second implementation itself fails {len(usual)}"
         print(f"{words}: {', '.join(usual)}", file=sys.stderr)
     with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:

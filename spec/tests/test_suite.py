@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, gist
-from spec import mistakes
+from spec.control import mutants
+from spec.suite import ROOT
+from spec.suite.plugin import gist
 
 pytestmark = pytest.mark.of_suite
 
-# The second implementation, changed in a line or two.
-PLAIN = "from spec.second_implementation import *\nfrom spec.second_implementation import VideoWrapper\n"
+# The control, changed in a line or two.
+PLAIN = "from spec.control.control import *\nfrom spec.control.control import VideoWrapper\n"
 
 
 @pytest.fixture
@@ -126,9 +127,9 @@ VideoWrapper = Short
         assert "TypeError" not in run.text
 
     def test_a_class_that_is_a_frame_late_fails_time_4_alone(self, judge: Any) -> None:
-        late = [m for m in mistakes.MISTAKES if m.words == "one frame more"]
+        late = [m for m in mutants.MISTAKES if m.words == "one frame more"]
         clauses = "--clauses=TIME-4,REC-1,REC-3,TRIG-2,CLOSE-1,FILE-2"
-        run = judge(mistakes.changed(late[0]), clauses, plain="")
+        run = judge(mutants.changed(late[0]), clauses, plain="")
         failed = [i for i, result in run.results.items() if result == "fail"]
         assert failed == ["TIME-4"], run.text
 
@@ -230,7 +231,7 @@ FREE = [
 ]  # fmt: skip
 
 
-# The clauses of quick tests that the second implementation does not meet, for the reason that it gives.
+# The clauses of quick tests that the control does not meet, for the reason that it gives.
 UNMET = {"COST-4"}
 
 
@@ -239,23 +240,23 @@ class TestControl:
     def test_what_the_spec_leaves_open_is_nobodys_fault(
         self, judge: Any, what: str, old: str, new: str
     ) -> None:
-        free = mistakes.mistake("", what, old, new)
+        free = mutants.mistake("", what, old, new)
         clauses = "--clauses=API-10,ARG,BLD,EPI-7,REC-6,REC-7,FILE-3,FILE-4,FILE-7,FILE-11"
         clauses += ",FILE-18,FAIL,LOG"
-        run = judge(mistakes.changed(free), clauses, plain="")
+        run = judge(mutants.changed(free), clauses, plain="")
         failed = {i: run.why[i] for i, result in run.results.items() if result == "fail"}
         assert set(failed) <= UNMET, failed
 
-    def test_the_second_implementation_meets_what_it_tries_to(self, judge: Any) -> None:
+    def test_the_control_meets_what_it_tries_to(self, judge: Any) -> None:
         run = judge("")
         failed = {i: run.why[i] for i, result in run.results.items() if result == "fail"}
         assert set(failed) == UNMET, failed
 
     @pytest.mark.parametrize("words", ["env 0 is watched on a device", "removed, then renamed"])
     def test_a_mistake_is_caught(self, words: str) -> None:
-        (chosen,) = [m for m in mistakes.MISTAKES if m.words == words]
-        assert mistakes.caught_by(chosen, frozenset())
+        (chosen,) = [m for m in mutants.MISTAKES if m.words == words]
+        assert mutants.caught_by(chosen, frozenset())
 
     def test_every_mistake_can_be_made(self) -> None:
-        for each in (*mistakes.MISTAKES, *mistakes.KEPT):
-            compile(mistakes.changed(each), each.words, "exec")
+        for each in (*mutants.MISTAKES, *mutants.KEPT):
+            compile(mutants.changed(each), each.words, "exec")

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import FakeEnv, check_end, psnr
-from spec.stages import Stage, record_stage
+from spec.suite.fake_env import FakeEnv
+from spec.suite.genesis_scenes import Stage, record_stage
+from spec.suite.processes import check_end
+from spec.suite.video_reader import psnr
 
 TRAINING = ["genesis_forge", "rsl_rl", "skrl"]
 
@@ -320,7 +322,7 @@ class TestTraining:
             code = f"""
                 import os, sys
                 os.chdir({str(folder)!r})
-                from spec.test_training import train
+                from spec.tests.test_training import train
                 train({library!r}, {arrows}, {wrapped!r}, {file!r})
             """
             result = python(textwrap.dedent(code))
@@ -350,7 +352,9 @@ class TestTraining:
         pytest.importorskip("rsl_rl")
         pytest.importorskip("wandb")
         log_dir = str(tmp_path / "run")
-        code = f"from spec.test_training import train_with_wandb; train_with_wandb({log_dir!r})"
+        code = (
+            f"from spec.tests.test_training import train_with_wandb; train_with_wandb({log_dir!r})"
+        )
         result = python(code, WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
         check_end(result)
         for folder in ("videos", "again"):

@@ -18,19 +18,21 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import installed, needs_genesis, start_genesis
-from spec.stages import (
+from spec.suite.genesis_scenes import (
     Stage,
     attach,
     collision_box,
     draw_sphere,
     draw_sphere_late,
     follow,
+    installed,
     kinematic_box,
     move_ghost,
+    needs_genesis,
     orbit,
     render_and_reset,
     reset_now_and_then,
+    start_genesis,
 )
 from video_wrapper import _CannotDefer, _DeferredRenderer
 
@@ -676,8 +678,8 @@ def test_an_interrupt_leaves_visualizer_and_camera_as_they_were(
 def test_a_scene_that_is_gone_is_told_and_crashes_nothing(genesis: Any, gone: str) -> None:
     code = f"""
         import genesis as gs
-        from spec.test_replay import _CannotDefer, _DeferredRenderer, make, play
-        from conftest import start_genesis
+        from spec.tests.test_deferred_rendering import _CannotDefer, _DeferredRenderer, make, play
+        from spec.suite.genesis_scenes import start_genesis
 
         start_genesis()
         stage = make({{}})
@@ -694,7 +696,7 @@ def test_a_scene_that_is_gone_is_told_and_crashes_nothing(genesis: Any, gone: st
                 raise AssertionError("shown")
         print("told")
     """
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=root,

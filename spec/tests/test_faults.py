@@ -15,7 +15,7 @@ from typing import Any
 import imageio_ffmpeg
 import pytest
 
-from conftest import check_end, needs_proc
+from spec.suite.processes import check_end, needs_proc
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
@@ -127,7 +127,7 @@ class TestFaults:
             import shutil, tempfile, warnings
             warnings.simplefilter("error")
             assert tempfile.gettempdir() == os.environ["TMPDIR"]
-            conftest.FakeCamera.temporary = folder
+            fake_env.FakeCamera.temporary = folder
             wrapper = world.wrap(step_trigger=lambda n: n in (0, 10), video_length_sec=0.5)
             world.run(wrapper, {when})
             shutil.rmtree(os.environ["TMPDIR"])
@@ -149,7 +149,7 @@ class TestFaults:
         code = f"""
             wrapper = world.wrap(step_trigger=first_only, record_final_episode=False)
             Path({ffmpeg!r}).chmod(0o644)  # while training runs
-            with conftest.warned(r"\\b0\\.mp4", "Permission denied"):
+            with harness.warned(r"\\b0\\.mp4", "Permission denied"):
                 assert len(world.run(wrapper, 7)) == 7
                 if "0.mp4" in world.files():
                     print("another encoder")
@@ -171,7 +171,7 @@ class TestFaults:
         result = script(f"""
             os.environ["IMAGEIO_FFMPEG_EXE"] = {ffmpeg!r}
             wrapper = world.wrap(record_final_episode=False)
-            with conftest.warned(r"\\b0\\.mp4", "malloc of size"):
+            with harness.warned(r"\\b0\\.mp4", "malloc of size"):
                 world.run(wrapper, 8)
             assert world.files() == [], world.files()
             """)
@@ -328,7 +328,7 @@ class TestFaults:
             wrapper.close()
             for name, steps in world.videos().items():
                 start = int(Path(name).stem)
-                assert steps and len(steps) <= 3 + conftest.Shown.drift[1], (name, steps)
+                assert steps and len(steps) <= 3 + video_reader.Shown.drift[1], (name, steps)
                 # An interrupt between the env's step and its count shifts what is shown, no more.
                 assert all(a < b for a, b in zip(steps, steps[1:])), (name, steps)
             assert not [name for name in world.files() if name.startswith(".")], world.files()
@@ -408,7 +408,7 @@ class TestLostExitStatus:
     def test_the_file_of_a_killed_encoder_is_not_taken_for_a_video(
         self, script: Any, status: str
     ) -> None:
-        kill = "print([os.kill(pid, signal.SIGKILL) for pid in conftest.encoders()])"
+        kill = "print([os.kill(pid, signal.SIGKILL) for pid in processes.encoders()])"
         fails = "len(said) == 1 and name in said[0] and not world.files()"
         result = script(WITHOUT_STATUS.format(at_work=kill, status=status, wanted=fails))
         if result.stdout.startswith("[]"):

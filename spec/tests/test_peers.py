@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from conftest import draw_step, first_only, read_video, run_python, start_genesis, wait_until
-from spec.test_benchmarks import GymEnv, record_video
+from spec.suite.doubles import first_only
+from spec.suite.genesis_scenes import start_genesis
+from spec.suite.processes import run_python, wait_until
+from spec.suite.video_reader import draw_step, read_video
+from spec.tests.test_cost import GymEnv, record_video
 
 pytestmark = pytest.mark.of_suite
 
@@ -94,7 +97,9 @@ class TestRecordVideo:
     @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "1 / 0"])
     def test_a_kill_or_an_error_leaves_nothing(self, tmp_path: Path, end: str) -> None:
         pytest.importorskip("moviepy")
-        code = f"from spec.test_peers import *; w = record(Path({str(tmp_path)!r}), 9, 9); {end}"
+        code = (
+            f"from spec.tests.test_peers import *; w = record(Path({str(tmp_path)!r}), 9, 9); {end}"
+        )
         result = run_python(code)
         assert result.returncode == -9 or "ZeroDivisionError" in result.stderr
         assert not [*tmp_path.iterdir()]
@@ -128,9 +133,7 @@ def film(end: str) -> None:
 class TestStartRecording:
     @pytest.mark.parametrize("end", ["SIGKILL", "an error"])
     def test_it_films_by_hand(self, genesis: Any, tmp_path: Path, end: str) -> None:
-        code = (
-            f"import os; os.chdir({str(tmp_path)!r}); from spec.test_peers import *; film({end!r})"
-        )
+        code = f"import os; os.chdir({str(tmp_path)!r}); from spec.tests.test_peers import *; film({end!r})"
         result = run_python(code)
         # Genesis has the error go to the standard output.
         assert result.returncode == -9 or "RuntimeError: the end" in result.stdout + result.stderr

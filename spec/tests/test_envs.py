@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, draw_step, psnr, start_genesis, warned
-from spec.stages import Stage
+from spec.suite import ROOT
+from spec.suite.genesis_scenes import Stage, start_genesis
+from spec.suite.harness import warned
+from spec.suite.video_reader import draw_step, psnr
 
 
 def shows(frames: list[np.ndarray], pictures: list[np.ndarray], first: int) -> bool:
