@@ -3,7 +3,7 @@
 They judge from outside: they decode the videos and read which steps they show. `world.wrap` makes an
 env with dt = 0.1 s and wraps it for videos of 0.5 s at 10 fps, so that a recording of five steps is
 five frames, unless the test says otherwise. See spec/suite. What takes a process of its own, or more
-of a scene than `world` has, is in the files that spec/README.md lists.
+of a scene than `world` has, is in spec/tests.
 """
 
 from __future__ import annotations

@@ -139,12 +139,15 @@ class Suite:
         self.spec_version = re.search(r"^Version: (\S+)$", spec, re.MULTILINE)[1]
         self.clauses, self.cases = read_clauses(spec)
         self.expected = self._read_expected(config.getoption("--expected-failures"))
-        self.selected = {i for i in config.getoption("--clauses").split(",") if i}
+        ids = filter(None, config.getoption("--clauses").upper().split(","))
+        self.selected = {re.sub(r"(?<=\d)[A-Z]$", lambda m: m[0].lower(), id) for id in ids}
         unknown = self.selected - {name for c in self.clauses.values() for name in names_of(c)}
         if unknown:
             raise pytest.UsageError(f"--clauses: there is no clause {', '.join(sorted(unknown))}")
         chosen = self.selected or any(config.getoption(o, "") for o in ("--lf", "-k", "-m"))
         self.partial = bool(chosen) or any("::" in argument for argument in config.args)
+        # What is named in any of these ways is run, extended or not.
+        self.takes_extended = self.partial or config.getoption("--all")
         self.no_scene = ""
 
     def _read_expected(self, path: str | None) -> dict[str, str]:
@@ -209,6 +212,7 @@ class Suite:
         items.sort(key=lambda item: item.path.parent == ROOT / "spec" / "tests")
         files = {*ROOT.glob("test_*.py"), *(ROOT / "spec" / "tests").glob("test_*.py")}
         self.partial |= not files <= {item.path for item in items}
+        faults += unknown_defaults(items, self.partial)
         if not faults and not self.partial:
             without = [c.id for c in self.clauses.values() if c.level == "MUST" and not c.tests]
             faults += [f"MUST case {i} has no test" for i in without]
@@ -218,14 +222,17 @@ class Suite:
         self._select(items)
 
     def _select(self, items: list[pytest.Item]) -> None:
-        """By --clauses."""
-        if not self.selected:
-            return
-        wanted = {c.id for c in self.clauses.values() if names_of(c) & self.selected}
-        named = [item for item in items if wanted & {c.id for c in self._named(item)}]
-        others = [item for item in items if item not in named]
-        items[:] = named
-        named and others and others[0].config.hook.pytest_deselected(items=others)
+        """By --clauses, and by --all."""
+        chosen = items[:]
+        if self.selected:
+            wanted = {c.id for c in self.clauses.values() if names_of(c) & self.selected}
+            chosen = [item for item in items if wanted & {c.id for c in self._named(item)}]
+        elif not self.takes_extended:
+            chosen = [item for item in items if not is_extended(item)]
+        others = [item for item in items if item not in chosen]
+        items[:] = chosen
+        if others:
+            others[0].config.hook.pytest_deselected(items=others)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         """By -k, -m or --deselect."""
@@ -432,6 +439,30 @@ def is_quick(item: pytest.Item) -> bool:
     return item.path == ROOT / "test_video_wrapper.py" and not is_slow
 
 
+def is_extended(item: pytest.Item) -> bool:
+    """Tell whether the default run leaves the test out.
+
+    `@pytest.mark.extended` leaves out all of a test, or of a module. With `default=[...]`, the
+    default run has these of its parameters' ids.
+    """
+    marker = item.get_closest_marker("extended")
+    if not marker:
+        return False
+    return not (hasattr(item, "callspec") and item.callspec.id in marker.kwargs.get("default", ()))
+
+
+def unknown_defaults(items: list[pytest.Item], is_partial: bool) -> list[str]:
+    """Name the ids that `extended(default=...)` lists and no test has, if all tests are there."""
+    defaults, ids = {}, {}
+    for item in items:
+        if (marker := item.get_closest_marker("extended")) and hasattr(item, "callspec"):
+            name = item.nodeid.partition("[")[0]
+            defaults[name] = set(marker.kwargs.get("default", ()))
+            ids.setdefault(name, set()).add(item.callspec.id)
+    lost = {name: sorted(wanted - ids[name]) for name, wanted in defaults.items()}
+    return [] if is_partial else [f"{n} has no parameters {ws}" for n, ws in lost.items() if ws]
+
+
 class TimeLimit:
     """Ends a test that hangs, so that the others and the report come all the same."""
 
@@ -538,6 +569,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--expected-failures", metavar="FILE", help=text)
     text = "run the tests of these clauses only, such as TIME-4a,TRIG-3,FILE (-k TIME-4 is not as exact)"
     group.addoption("--clauses", metavar="IDS", default="", help=text)
+    text = "run the extended tests too, not only the default selection"
+    group.addoption("--all", action="store_true", help=text)
     text = "how long a quick test may take (default: 120); the others, 20 times as long"
     group.addoption("--time-limit", metavar="SECONDS", type=float, default=120, help=text)
 
@@ -551,6 +584,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "benchmark_goal: measures a goal, and judges no clause")
     config.addinivalue_line("markers", "of_suite: judges the suite, and no implementation")
     config.addinivalue_line("markers", "of_module: judges parts of this project's module alone")
+    text = "extended(default=()): run with --all only, but for these ids of its parameters"
+    config.addinivalue_line("markers", text)
     config.addinivalue_line("markers", "quick: on a fake env, without processes; set by itself")
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN

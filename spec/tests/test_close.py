@@ -24,6 +24,7 @@ from spec.suite.video_reader import Shown, is_video_name, read_video
 
 class TestSharedFolders:
     @pytest.mark.clause("FILE-3d")
+    @pytest.mark.extended
     def test_ranks_of_torchrun_with_one_filename_leave_one_whole_video(self, script: Any) -> None:
         code = """
             import torch
@@ -231,6 +232,7 @@ ENDINGS = {
 class TestEnds:
     @pytest.mark.clause("CLOSE-4a", "CLOSE-4b", "CLOSE-4c", "FIN-3a")
     @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+    @pytest.mark.extended(default=["Ctrl-C"])
     def test_an_end_without_close_saves_the_final_episode(self, script: Any, ending: str) -> None:
         result = script(f"""
             wrapper = world.wrap(terminated_at={{3}}, step_trigger=never)
@@ -303,6 +305,7 @@ class TestEnds:
 
     @needs_proc
     @pytest.mark.clause("CLOSE-4h", "FILE-3c")
+    @pytest.mark.extended
     def test_a_daemon_thread_that_steps_while_python_exits_leaves_nothing_behind(
         self, start: Any
     ) -> None:
@@ -509,6 +512,7 @@ class TestSignals:
 class TestKills:
     @pytest.mark.clause("CLOSE-8a", "CLOSE-8b")
     @pytest.mark.parametrize("name", ["policy.mp4", "policy.mkv"])
+    @pytest.mark.extended(default=["policy.mp4"])
     def test_sigkill_leaves_the_earlier_video_whole(self, script: Any, name: str) -> None:
         result = script(KILLED.format(name=name, victims="[]"))
         check_end(result, -signal.SIGKILL)
@@ -529,6 +533,7 @@ class TestKills:
     @pytest.mark.parametrize(
         "name", ["policy.mp4", "policy.mov", "policy.mkv", "größe" * 20 + ".mp4"]
     )
+    @pytest.mark.extended(default=["policy.mp4"])
     def test_after_sigkill_what_was_recorded_is_playable_until_the_next_run(
         self, module: Any, script: Any, fake: Any, name: str
     ) -> None:
@@ -560,6 +565,7 @@ class TestInterruptedSaving:
 
     @pytest.mark.clause("CLOSE-6b")
     @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+    @pytest.mark.extended(default=["active"])
     def test_after_ctrl_c_in_close_the_end_of_the_process_goes_on(
         self, start: Any, kind: str
     ) -> None:
@@ -580,6 +586,7 @@ class TestInterruptedSaving:
     @pytest.mark.clause("CLOSE-6d", "CLOSE-4c", "CLOSE-4d")
     @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
     @pytest.mark.parametrize("names", ["SIGTERM SIGTERM", "SIGTERM SIGHUP", "SIGINT SIGINT"])
+    @pytest.mark.extended(default=["SIGTERM SIGTERM-active", "SIGINT SIGINT-final"])
     def test_a_second_signal_that_comes_while_the_end_saves_costs_no_frame(
         self, start: Any, names: str, kind: str
     ) -> None:
@@ -642,6 +649,7 @@ class TestWrappersOfOneProcess:
         ["a, b", "b, a", "a", "b", ""],
         ids=["both", "both, the newer first", "the older", "the newer", "none"],
     )
+    @pytest.mark.extended(default=["both-active", "none-final"])
     def test_of_two_unclosed_wrappers_of_one_name_the_newer_ones_video_stays(
         self, script: Any, kind: str, held: str
     ) -> None:
@@ -666,6 +674,7 @@ class TestWrappersOfOneProcess:
         assert result.world.video("run.mp4").steps == [30, 31, 32, 33, 34]
 
     @pytest.mark.clause("CLOSE-4a")
+    @pytest.mark.extended
     def test_all_are_saved_before_an_exit_handler_of_a_scene_made_for_one_of_them(
         self, script: Any
     ) -> None:
@@ -686,6 +695,7 @@ class TestSignalsToAJob:
     @pytest.mark.clause("CLOSE-14a", "CLOSE-4c", "CLOSE-4d")
     @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
     @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
+    @pytest.mark.extended(default=["SIGTERM-active", "SIGINT-final"])
     def test_a_signal_that_ends_the_training_costs_no_frame(
         self, start: Any, name: str, kind: str
     ) -> None:
@@ -700,6 +710,7 @@ class TestSignalsToAJob:
 
     @pytest.mark.clause("CLOSE-14a", "CLOSE-6a")
     @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT"])
+    @pytest.mark.extended(default=["SIGUSR1", "SIGINT"])
     def test_a_signal_that_the_training_goes_on_after_costs_no_frame(
         self, start: Any, name: str
     ) -> None:
@@ -719,6 +730,7 @@ class TestSignalsToAJob:
             assert steps == list(range(100))
 
     @pytest.mark.clause("CLOSE-14a")
+    @pytest.mark.extended
     def test_many_signals_in_mid_training_cost_no_frame(self, start: Any) -> None:
         numbers = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT]
         handlers = f"[signal.signal(n, go_on) for n in {[*map(int, numbers)]}]"
@@ -773,6 +785,7 @@ class TestChildren:
         [{}, {"fails": True}, {"held": False}],
         ids=["returns", "raises", "lets go of its wrapper"],
     )
+    @pytest.mark.extended(default=["returns-fork", "raises-spawn"])
     def test_a_child_that_ends_without_close_saves(
         self, start: Any, method: str, keywords: Any
     ) -> None:
@@ -792,6 +805,7 @@ class TestChildren:
         ],
         ids=["pool", "executor"],
     )
+    @pytest.mark.extended(default=["pool-fork", "executor-spawn"])
     def test_a_worker_that_ends_without_close_saves(
         self, start: Any, method: str, pool: str
     ) -> None:
@@ -802,6 +816,7 @@ class TestChildren:
         assert job.world.files() == sorted(wanted)
 
     @pytest.mark.clause("CLOSE-4e")
+    @pytest.mark.extended
     def test_a_worker_whose_task_raised_saves(self, start: Any) -> None:
         code = """pool = context.Pool(1)
         failure = pool.apply_async(train, (0, True))

@@ -36,7 +36,7 @@ from spec.suite.genesis_scenes import (
 )
 from video_wrapper import _CannotDefer, _DeferredRenderer
 
-pytestmark = pytest.mark.of_module
+pytestmark = [pytest.mark.of_module, pytest.mark.extended]
 
 RELEASE = tuple(map(int, installed("genesis-world").split(".")[:3]))
 STEPS = 12
@@ -398,6 +398,16 @@ UNSTEADY = (
 
 @pytest.mark.clause("FIN-5a", "FIN-5b", "FIN-5c")
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.extended(
+    default=[
+        "still camera",
+        "following, smoothing",
+        "attached",
+        "each env apart",
+        "drawings redrawn, following",
+        "contact arrows",
+    ]
+)
 def test_what_is_shown_is_what_an_eager_twin_rendered(genesis: Any, name: str) -> None:
     if name in UNSTEADY:
         needs_genesis("1.3.3", "two eager twins differ")

@@ -42,6 +42,7 @@ def add_sensor(stage: Stage, is_attached: bool) -> None:
 @pytest.mark.parametrize("is_attached", [False, True], ids=["static", "attached"])
 class TestSensors:
     @pytest.mark.clause("BLD-2c", "FILE-8d")
+    @pytest.mark.extended(default=["static-0", "attached-1"])
     def test_a_camera_sensor_records_what_it_reads_after_each_step(
         self, genesis: Any, new_stage: type[Stage], is_attached: bool, env_idx: int
     ) -> None:
@@ -56,6 +57,7 @@ class TestSensors:
         assert shows(video.frames, pictures, 3)
 
     @pytest.mark.clause("FIN-10")
+    @pytest.mark.extended(default=["static-0"])
     def test_its_final_episode_is_rendered_as_it_goes_and_one_warning_says_so(
         self, genesis: Any, new_stage: type[Stage], is_attached: bool, env_idx: int
     ) -> None:
@@ -169,6 +171,7 @@ def bare(real_scene: Any) -> tuple[list[Any], list[np.ndarray]]:
 class TestGo2Example:
     @pytest.mark.clause("BLD-6", "DEL-2b", "FIN-5b")
     @pytest.mark.parametrize("env_idx", [0, 1])
+    @pytest.mark.extended(default=["0"])
     def test_five_results_train_and_leave_their_videos(
         self, fake: Any, bare: Any, env_idx: int
     ) -> None:

@@ -41,6 +41,7 @@ class TestUnusableFfmpeg:
         ],
         ids=["missing", "not executable", "exits", "dies", "without libx264"],
     )
+    @pytest.mark.extended(default=["missing"])
     def test_an_ffmpeg_that_cannot_be_used_is_refused_at_construction(
         self, script: Any, tmp_path: Path, code: str | None, cause: str
     ) -> None:
@@ -118,6 +119,7 @@ def skip_without_mount(result: Any) -> None:
 class TestFaults:
     @pytest.mark.clause("FILE-3e")
     @pytest.mark.parametrize("when", [0, 3, 8])
+    @pytest.mark.extended(default=["3"])
     def test_a_folder_for_temporary_files_that_goes_away_costs_no_video(
         self, script: Any, tmp_path: Path, when: int
     ) -> None:
@@ -182,6 +184,7 @@ class TestFaults:
         ("disk", "cause"),
         [("tmpfs", "No space left on device"), ("quota", "Disk quota exceeded")],
     )
+    @pytest.mark.extended(default=["tmpfs-No space left on device"])
     def test_a_full_disk_gives_one_warning_and_the_next_recording_works(
         self, script: Any, tmp_path: Path, disk: str, cause: str
     ) -> None:
@@ -278,6 +281,7 @@ class TestFaults:
             "sys.stdout = object()",
         ],
     )
+    @pytest.mark.extended(default=["os.close(1)", "sys.stdout = None"])
     def test_a_line_that_cannot_be_printed_ends_nothing(self, script: Any, break_it: str) -> None:
         result = script(f"""
             def raises(error):
@@ -392,6 +396,7 @@ class TestLostExitStatus:
     @pytest.mark.clause("FAIL-1h", "FAIL-1b", "FAIL-1c")
     @pytest.mark.parametrize("status", NO_STATUS.values(), ids=NO_STATUS)
     @pytest.mark.parametrize("cut", ["0", "300", "size / 2", "size - 1"])
+    @pytest.mark.extended(default=["size / 2-SIGCHLD ignored"])
     def test_a_truncated_file_is_not_taken_for_a_video(
         self, script: Any, leave_to: Any, tmp_path: Path, status: str, cut: str
     ) -> None:
@@ -405,6 +410,7 @@ class TestLostExitStatus:
 
     @pytest.mark.clause("FAIL-1h", "FAIL-1b", "FAIL-1c")
     @pytest.mark.parametrize("status", NO_STATUS.values(), ids=NO_STATUS)
+    @pytest.mark.extended(default=["somebody waits for all"])
     def test_the_file_of_a_killed_encoder_is_not_taken_for_a_video(
         self, script: Any, status: str
     ) -> None:
@@ -417,6 +423,7 @@ class TestLostExitStatus:
 
     @pytest.mark.clause("FAIL-1h")
     @pytest.mark.parametrize("status", NO_STATUS.values(), ids=NO_STATUS)
+    @pytest.mark.extended(default=["SIGCHLD ignored"])
     def test_a_whole_file_is_taken(self, script: Any, status: str) -> None:
         saves = "not said and world.videos() == {name: [0, 1, 2, 3, 4]}"
         result = script(WITHOUT_STATUS.format(at_work="pass", status=status, wanted=saves))

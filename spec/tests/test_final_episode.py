@@ -36,6 +36,9 @@ STAGE_CLASS = """
 class TestKeptForLater:
     @pytest.mark.clause("FIN-5a", "FIN-5b")
     @pytest.mark.parametrize("name", STAGES)
+    @pytest.mark.extended(
+        default=["static camera", "following camera, smoothing", "debug drawings"]
+    )
     def test_a_background_recording_shows_what_an_active_one_shows(
         self, genesis: Any, new_stage: type[Stage], read_video: Any, tmp_path: Path, leave_to: Any,
         name: str,
@@ -69,6 +72,7 @@ class TestKeptForLater:
 
     @pytest.mark.clause("FIN-6", "COST-10a")
     @pytest.mark.parametrize("name", [name for name in STAGES if name != "user who renders too"])
+    @pytest.mark.extended(default=["static camera", "attached camera"])
     def test_nothing_is_rendered_until_it_is_saved(
         self, reproducible: Any, new_stage: type[Stage], leave_to: Any, name: str
     ) -> None:
@@ -126,6 +130,7 @@ class TestKeptForLater:
 
     @pytest.mark.clause("FIN-11a", "FIN-11b")
     @pytest.mark.parametrize("gone", ["gs.destroy()", "stage.scene.destroy()"])
+    @pytest.mark.extended(default=["gs.destroy()"])
     def test_a_scene_that_is_gone_gives_one_warning_and_the_env_is_closed(
         self, reproducible: Any, script: Any, leave_to: Any, gone: str
     ) -> None:
@@ -180,6 +185,7 @@ class TestKeptForLater:
     @pytest.mark.of_module  # what it counts is how this module saves what it keeps
     @pytest.mark.clause("CLOSE-6b", "CLOSE-6c", "FIN-5b")
     @pytest.mark.parametrize("end", ["close", "exit"])
+    @pytest.mark.extended(default=["close"])
     def test_saving_goes_on_after_ctrl_c_with_the_next_close_or_the_end(
         self, reproducible: Any, script: Any, end: str
     ) -> None:

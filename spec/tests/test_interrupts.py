@@ -213,6 +213,7 @@ class Moment:
 
 @needs_proc
 @pytest.mark.clause("CLOSE-8a", "CLOSE-8b", "CLOSE-14a", "CLOSE-4c", "CLOSE-4d", "FILE-3a")
+@pytest.mark.extended
 def test_kills_and_signals_at_random_moments_break_no_video_and_cost_no_frame(
     start: Any, suite: Suite, leave_to: Any, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ class TestImport:
 class TestBrowser:
     @pytest.mark.clause("FILE-5c")
     @pytest.mark.parametrize("size", [(96, 64), (97, 65)])
+    @pytest.mark.extended
     def test_a_browser_plays_and_seeks_it(
         self, fake: Any, tmp_path: Path, size: tuple[int, int]
     ) -> None:
@@ -243,6 +244,7 @@ class TestReadme:
 
     @pytest.mark.clause("MAIN-1c")
     @pytest.mark.parametrize("heading", README_LEAVES)
+    @pytest.mark.extended(default=["Use it"])
     def test_an_example_leaves_its_videos(
         self, module: Any, python: Any, tmp_path: Path, read_video: Any, heading: str
     ) -> None:

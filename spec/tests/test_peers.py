@@ -19,7 +19,7 @@ from spec.suite.processes import run_python, wait_until
 from spec.suite.video_reader import draw_step, read_video
 from spec.tests.test_cost import GymEnv, record_video
 
-pytestmark = pytest.mark.of_suite
+pytestmark = [pytest.mark.of_suite, pytest.mark.extended]
 
 
 def copy_at_once(path: Path, copy: Path) -> None:

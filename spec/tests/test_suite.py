@@ -76,6 +76,7 @@ def test_a_failure_is_told_by_what_was_wanted_and_what_came(words: str, wanted: 
     assert gist(error) == wanted
 
 
+@pytest.mark.extended
 class TestReport:
     def test_a_right_class_meets_the_clauses_that_the_run_selects(self, judge: Any) -> None:
         run = judge("", "--clauses=DEL-2,TIME-4")
@@ -139,6 +140,7 @@ VideoWrapper = Short
         assert len([line for line in lines if "SKIP" not in line]) == 1, run.text
 
 
+@pytest.mark.extended
 class TestRuns:
     def test_a_class_that_hangs_fails_and_the_others_are_run(self, judge: Any) -> None:
         code = """
@@ -191,6 +193,7 @@ VideoWrapper.get_observations = lambda self: time.sleep(1000)
         assert "there is no clause TIME-99" in run.text
 
 
+@pytest.mark.extended
 class TestImplementationOption:
     @pytest.mark.parametrize(
         ("code", "target", "words"),
@@ -235,6 +238,7 @@ FREE = [
 UNMET = {"COST-4"}
 
 
+@pytest.mark.extended
 class TestControl:
     @pytest.mark.parametrize(("what", "old", "new"), FREE, ids=[what for what, *_ in FREE])
     def test_what_the_spec_leaves_open_is_nobodys_fault(

@@ -302,6 +302,7 @@ class TestTraining:
         [("rsl_rl", True), ("rsl_rl", False), ("skrl", False)],
         ids=["rsl_rl, the examples' shape", "rsl_rl", "skrl"],
     )
+    @pytest.mark.extended
     def test_a_wrapped_training_leaves_its_videos_and_the_same_results(
         self,
         module: Any,
@@ -346,6 +347,7 @@ class TestTraining:
 
     @pytest.mark.of_module
     @pytest.mark.clause("TRAIN-1a", "FILE-3a")
+    @pytest.mark.extended
     def test_rsl_rl_uploads_a_whole_video_of_each_name_but_the_last_episode(
         self, module: Any, python: Any, tmp_path: Path, read_video: Any
     ) -> None:
@@ -380,6 +382,7 @@ class TestTraining:
 
     @pytest.mark.clause("FILE-16")
     @pytest.mark.parametrize("ending", ["triggered", "final"])
+    @pytest.mark.extended(default=["final"])
     def test_debug_drawings_are_in_the_video(
         self, genesis: Any, new_stage: type[Stage], tmp_path: Path, read_video: Any, leave_to: Any,
         ending: str,
