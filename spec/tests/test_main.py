@@ -236,7 +236,7 @@ class TestReadme:
             check=True,
             env={n: v for n, v in os.environ.items() if n != "PYTHONPATH"},
         )
-        assert "| DEL-2 | MUST | documented | pass |" in (tmp_path / "report.md").read_text()
+        assert "| DEL-2a | MUST | documented | pass |" in (tmp_path / "report.md").read_text()
 
     @pytest.mark.clause("MAIN-1c")
     def test_every_example_is_run(self) -> None:
