@@ -173,10 +173,6 @@ class Suite:
     def _has_results(self) -> bool:
         return any(c.ran or c.skips or c.failures for c in self.clauses.values())
 
-    def binds(self, clause_id: str) -> bool:
-        """Whether the implementation is judged by that clause."""
-        return self._binds(self.clauses[clause_id])
-
     def _binds(self, clause: Clause) -> bool:
         return not clause.reference or self.implementation_name == DEFAULT_IMPLEMENTATION
 

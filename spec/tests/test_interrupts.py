@@ -105,7 +105,6 @@ class Moment:
         self._after = dice.randrange(1, STEPS - 25), dice.uniform(0, 0.02)
         self._progress = folder / f"{i}.progress"
         self._folder = folder / str(i)
-        self._is_cleared = suite.binds("FILE-19")
         env = env_class(FakeEnv, suite.env_base)
         self._world = Harness("fake", self._folder, suite.implementation, env)
         where = f"{self._victims}, {self._filename}, after {self._after}"
@@ -182,19 +181,8 @@ class Moment:
             right = [*sooner.items(), *later.items()]
             self.counts["strange"] += sum(item not in right for item in videos.items())
             self.counts["left"] += len(hidden)
-        until = time.monotonic() + 10
-        while True:  # an ffmpeg that was being started at that moment may be at work yet
-            self._world.wrap().close()
-            is_clear = all(map(is_video_name, self._world.files()))
-            if is_clear or not self._is_cleared or time.monotonic() > until:
-                break
-            time.sleep(0.05)
-        kept = self._readable(set(self._world.files()) - set(videos))
         self.counts["hidden"] += len(hidden)
-        self.counts["kept"] += len(kept)
-        if self._is_cleared:
-            self.counts["left"] += sum(not is_video_name(name) for name in self._world.files())
-        self.what += f"; {done} steps; {videos=} {sooner=} {later=} {hidden=} {kept=} {self.counts}"
+        self.what += f"; {done} steps; {videos=} {sooner=} {later=} {hidden=} {self.counts}"
 
     def _readable(self, names: Any) -> dict[str, list[int]]:
         videos = {}
