@@ -24,22 +24,20 @@ Copy this file into your project and ``pip install imageio-ffmpeg``, which bring
     ...  # train
     env.close()
 
-The parts, in data-flow order. Each can be read on its own::
+The parts, in data-flow order. Ids in parentheses, such as (TIME-4), are clauses of the spec.
 
-    Wrapper            passes everything through to the wrapped env
-    VideoWrapper       counts steps and episodes, asks the triggers, decides which recording lives
-    _Recording         the steps of one video, and its frames so far
-    _Encoder           frames in, a complete video out, through ffmpeg
-    _DeferredRenderer  Genesis' inside: stores what the camera would show, and renders it later
-
-A copy works without `_DeferredRenderer` if `VideoWrapper._defer` returns False. Ids in parentheses,
-such as (TIME-4), are clauses of the specification.
+- `Wrapper` passes everything through to the wrapped env.
+- `VideoWrapper` counts steps and episodes, and decides which recording lives.
+- `_Recording` has the steps of one video, and its frames so far.
+- `_Encoder` turns frames into a complete video, through ffmpeg.
+- `_DeferredRenderer` stores what a Genesis camera would show, and renders it later. A copy works
+  without it if `VideoWrapper._defer` returns False.
 """
 # The annotations are those of the documented API, and Genesis need not be installed:
 # ruff: noqa: RUF013, UP006, UP035
 # mypy: implicit-optional, disable-error-code="import, valid-type, type-arg, no-any-return"
 # pyright: strictParameterNoneValue=false, reportMissingImports=false, reportGeneralTypeIssues=false
-# pyright: reportMissingModuleSource=false
+# pyright: reportMissingModuleSource=false, reportOptionalMemberAccess=false
 
 from __future__ import annotations
 
@@ -57,13 +55,12 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Tuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Tuple
 
 import numpy as np
 
@@ -72,40 +69,19 @@ if TYPE_CHECKING:
     import gymnasium
     import torch
 
+GenesisEnv = Any  # an env of genesis-forge, or any that has what `VideoWrapper` says
 __version__ = "2.0.0"
 __spec_version__ = "2.0.0"
 
 # The suffixes that a video's name may have, and ffmpeg's muxer for each.
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-# A quotient this close to an integer is that integer, because 0.3 / 0.1 is not quite 3 (TIME-2).
-FLOAT_NOISE = 1e-6
-# Frame rates are fractions: 66.66666666666667 is 200/3. ffmpeg takes no larger terms.
-MAX_DENOMINATOR, MAX_RATE = 100_000, 2**31 - 1
-# A background recording of this many seconds is worth more than the one before it (FIN-3).
-WORTHWHILE_SECONDS = 1.0
-# An episode that goes on is recorded again from its step 4N, 8N, ... (FIN-2).
-FIRST_RESTART = 4
-# The part of the available memory that the snapshots of a recording may take (FIN-9).
-MEMORY_SHARE = 1 / 4
-# A `close()` that renders for longer than this says how far it is (FIN-7).
-PROGRESS_SECONDS = 5.0
-# An MP4's index (moov) and Matroska's name stand within so many bytes if the file is complete.
-HEAD_SIZE = 64
-
-
-class GenesisEnv(Protocol):
-    """What `VideoWrapper` needs of an env. The environments of genesis-forge have it.
-
-    `build` and `close` may be missing, and so may `reset` and `get_observations` if they are not
-    called. The camera needs `render()` or, like Genesis' camera sensors, `read()`. It returns a
-    uint8 image, array or tensor, of shape (height, width, 3) or (rendered envs, height, width, 3),
-    or a tuple that begins with one (FILE-8, 9).
-    """
-
-    dt: float
-    num_envs: int
-
-    def step(self, actions: torch.Tensor) -> Tuple[Any, Any, Any, Any, dict[str, Any]]: ...
+FLOAT_NOISE = 1e-6  # 0.3 / 0.1 is not quite 3 (TIME-1)
+MAX_DENOMINATOR, MAX_RATE = 100_000, 2**31 - 1  # of the fractions that ffmpeg takes for rates
+WORTHWHILE_SECONDS = 1.0  # a recording this long is preferred to an older one (FIN-3)
+FIRST_RESTART = 4  # an episode that goes on is recorded again from its steps 4N, 8N, ... (FIN-2)
+MEMORY_SHARE = 1 / 4  # of the available memory, for the snapshots of a recording (FIN-9)
+PROGRESS_SECONDS = 5.0  # after which a `close()` that renders says how far it is (LOG-1)
+HEAD_SIZE = 64  # bytes, within which complete MP4 files have their index (moov)
 
 
 def capped_cubic_episode_trigger(episode: int) -> bool:
@@ -125,7 +101,7 @@ class Wrapper:
     """
 
     can_be_wrapped: bool = True
-    env: GenesisEnv = None  # type: ignore[assignment]  # pyright: ignore
+    env: GenesisEnv = None
 
     dt: float = _delegated("dt", "The time step of the environment, in seconds of simulation.")
     num_envs: int = _delegated("num_envs", "The number of parallel environments.")
@@ -138,12 +114,12 @@ class Wrapper:
     extras: dict = _delegated("extras", "The infos that the environment returns.")
 
     def __init__(self, env: GenesisEnv) -> None:
-        if isinstance(env, type):
-            raise TypeError(f"env must be an environment instance, got the class {env.__name__}")
-        missing = [name for name in ("step", "dt", "num_envs") if not hasattr(env, name)]
-        if missing:
-            raise TypeError(f"env must have {', '.join(missing)}, got {env!r:.200}")
-        _demand(getattr(env, "can_be_wrapped", True), f"env must not forbid wrapping, got {env!r}")
+        needs = "step", "dt", "num_envs"
+        if isinstance(env, type) or not all(hasattr(env, name) for name in needs):
+            expected = "an environment instance with step, dt and num_envs"
+            raise TypeError(f"env must be {expected}, got {env!r:.200}")
+        is_wrappable = getattr(env, "can_be_wrapped", True)
+        _demand(is_wrappable, "env", "one that can be wrapped (can_be_wrapped is False)", env)
         self.env = env
         if "genesis_forge" in sys.modules:
             # Its wrappers for RL libraries accept only its own classes: become one of them (API-9).
@@ -172,43 +148,44 @@ class Wrapper:
 
     def get_observations(self) -> torch.Tensor:
         """Return the wrapped env's observations."""
-        return self.env.get_observations()  # type: ignore[attr-defined]  # pyright: ignore
+        return self.env.get_observations()
 
 
 class VideoWrapper(Wrapper):
     """Records videos during training: the episodes or steps you choose, plus the final episode.
 
-    A video that starts at step s covers the steps s to s + `video_length_steps` - 1. It has a frame
-    after every k-th step, where k is 1 / (fps * dt), rounded, and plays at the simulation's speed
-    (TIME-1 to 7). A recording that fails gives a RuntimeWarning and never ends the training
-    (FAIL-1, 2). Exceptions of the env, the camera or a trigger are passed on (FAIL-3).
+    A video that starts at step s covers the steps s to s + `video_length_steps` - 1, with a frame
+    after every k-th one, where k is 1 / (fps * dt), rounded, and plays at the simulation's speed
+    (TIME). A recording that fails gives a RuntimeWarning and never ends the training (FAIL-1).
+    Exceptions of the env, the camera or a trigger are passed on (FAIL-3).
 
     Args:
-        env: The environment to wrap, built or not.
-        camera_attr: The attribute of the base environment that holds the camera.
+        env: The environment to wrap, built or not. It needs `dt`, `num_envs`, `step` and the
+            methods that are called.
+        camera_attr: The base environment's attribute that holds the camera. That has `render()` or
+            `read()`, which return a uint8 array or tensor of shape (height, width, 3) or (rendered
+            envs, height, width, 3), or a tuple that begins with one (FILE-8).
         video_length_sec: Length of each video, in seconds of simulation.
         episode_trigger: Called once for each episode of the watched env, with its number from 0. If
-            it returns True, the episode is recorded (TRIG-4, 5). If both triggers are None, it is
-            `capped_cubic_episode_trigger`.
+            it returns True, the episode is recorded. If both triggers are None, it is
+            `capped_cubic_episode_trigger` (TRIG).
         step_trigger: Called for each step, with its number from 0, while no active recording is
-            running. If it returns True, a recording starts with this step (TRIG-2, 3).
+            running. If it returns True, a recording starts with this step.
         out_dir: The folder for the videos. It is created if it is missing.
         fps: Frames per second. The nearest rate with a whole number of steps per frame is used.
-        env_idx: The watched env: its episodes are counted, and its image is taken if the camera
-            returns one for each rendered env.
+        env_idx: The watched env: its episodes are counted, and its image is taken.
         filename: A file name ending in .mp4, .m4v, .mov or .mkv. Each video overwrites the one
             before. If None, a video is named ``{step}.mp4`` after its first step.
-        record_final_episode: Whether `close` saves a video of the final episode (FIN-1 to 4).
+        record_final_episode: Whether `close` saves a video of the final episode (FIN).
         logging: Whether to print a line for each saved video.
 
     Raises:
-        ValueError: Both triggers are given, or an argument has a value that makes no video (ARG).
-        TypeError: A trigger is not callable, or `env` is not an environment (ARG-2, 11).
-        OSError: `out_dir` cannot hold recordings (ARG-8).
+        ValueError, TypeError: An argument makes no video (ARG-1 to 6).
+        OSError: `out_dir` cannot hold recordings (ARG-7).
         RuntimeError: ffmpeg cannot be run (ARG-12).
     """
 
-    # `__del__` and `close` read these even if the constructor raised.
+    # `__del__` reads these even if the constructor raised.
     _recording: _Recording | None = None  # in progress
     _kept: Sequence[_Recording] = ()  # finished background recordings, oldest first
 
@@ -230,65 +207,50 @@ class VideoWrapper(Wrapper):
         for name, trigger in ("episode_trigger", episode_trigger), ("step_trigger", step_trigger):
             if trigger is not None and not callable(trigger):
                 raise TypeError(f"{name} must be a function of an int, got {trigger!r}")
-        is_one = episode_trigger is None or step_trigger is None
-        _demand(is_one, "pass episode_trigger or step_trigger, not both")
+        if episode_trigger is not None and step_trigger is not None:
+            raise ValueError("pass episode_trigger or step_trigger, not both")
         is_name = isinstance(camera_attr, str) and camera_attr.isidentifier()
-        _demand(is_name, f"camera_attr must be an attribute's name, got {camera_attr!r}")
+        _demand(is_name, "camera_attr", "the name of an attribute", camera_attr)
         name = "0.mp4" if filename is None else filename
         is_name = isinstance(name, str) and name == os.path.basename(name) and _muxer(name)
-        suffixes = f"{', '.join([*MUXERS][:-1])} or {[*MUXERS][-1]} (use out_dir for the folder)"
-        _demand(is_name, f"filename must be a bare file name ending in {suffixes}, got {name!r}")
-        is_folder = isinstance(out_dir, (str, os.PathLike)) and os.fspath(out_dir)
-        _demand(is_folder, f"out_dir must be the name of a folder, got {out_dir!r}")
+        rule = f"a bare file name ending in {', '.join(MUXERS)} (use out_dir for the folder)"
+        _demand(is_name, "filename", rule, name)
+        _demand(out_dir not in (None, ""), "out_dir", "the name of a folder", out_dir)
         self._env_idx = env_idx
         self._demand_env_idx()
-        dt = _positive("env.dt", env.dt)
+        dt, rate = _positive("env.dt", env.dt), _positive("fps", fps)
         length = _positive("video_length_sec", video_length_sec) / dt
-        steps_per_frame = 1 / _positive("fps * env.dt", _positive("fps", fps) * dt)
-        _positive("video_length_sec / env.dt", length)
-        self._length = max(1, math.ceil(_without_noise(length)))
-        self._stride = max(1, round(_without_noise(2 * _positive("1 / fps", steps_per_frame)) / 2))
+        self._length = max(1, math.ceil(_integral(_positive("video_length_sec / env.dt", length))))
+        per_frame = _positive("1 / (fps * env.dt)", 1 / _positive("fps * env.dt", rate * dt))
+        self._stride = max(1, round(_integral(2 * per_frame) / 2))
         self._rate = Fraction(1 / (self._stride * dt)).limit_denominator(MAX_DENOMINATOR)
-        is_rate = 0 < self._rate <= MAX_RATE
-        _demand(is_rate, f"fps={fps!r} with env.dt={env.dt!r} gives a rate that players refuse")
-        self._worthwhile = min(self._length, math.ceil(_without_noise(WORTHWHILE_SECONDS / dt)))
+        _demand(0 < self._rate <= MAX_RATE, "fps", "a rate that players take with this env.dt", fps)
+        self._worthwhile = min(self._length, math.ceil(_integral(WORTHWHILE_SECONDS / dt)))
         _ffmpeg()  # if it is missing, the first recording would fail hours later
-        self._out_dir = _recording_folder(out_dir, name)
-        self._filename = filename
-        self._camera_attr = camera_attr
-        self._logging = logging
-        self._step_trigger = step_trigger
-        self._episode_trigger = episode_trigger
+        self._out_dir, self._filename = _recording_folder(out_dir, name), filename
+        self._camera_attr, self._logging = camera_attr, logging
+        self._step_trigger, self._episode_trigger = step_trigger, episode_trigger
         if episode_trigger is None and step_trigger is None:
             self._episode_trigger = capped_cubic_episode_trigger
         self._record_final_episode = record_final_episode
         self._counts_episodes = self._episode_trigger is not None or record_final_episode
-        self._step = 0  # the number of the next step
-        self._episode = 0
-        self._episode_start = 0
+        self._step = self._episode = self._episode_start = 0  # of the next step
         self._asked_episode = -1
         self._next_background = 0  # the episode's step from which a background recording is due
         self._renderer: _DeferredRenderer | None = None
-        self._can_defer = True  # until it turns out otherwise
-        self._warned: set[str] = set()
+        self._can_defer, self._has_warned = True, False
         self._serial = next(_serials)
         _living[self._serial] = self
 
     @property
     def video_length_steps(self) -> int:
-        """The number of steps that each video covers (TIME-1, 2)."""
+        """The number of steps that each video covers (TIME-1)."""
         return self._length
 
     def build(self) -> None:
-        """Build the env and check that it has the camera.
+        """Build the env and check that it has the camera, and enough envs for `env_idx` (BLD-1, 2).
 
         An env that is built already needs no call: its camera is found when it is needed (BLD-4).
-        If the env is built again, the recording and the episode so far end.
-
-        Raises:
-            AttributeError: The base environment has no camera of that name (BLD-3).
-            TypeError: The camera has neither `render` nor `read` (BLD-5).
-            ValueError: The built env has fewer envs than `env_idx` asks for (ARG-4).
         """
         self.finish_recording()
         self._end_episode()
@@ -307,10 +269,7 @@ class VideoWrapper(Wrapper):
         Returns:
             The env's results, unchanged: observations, rewards, terminated, truncated, extras or,
             as in rsl_rl, observations, rewards, dones, extras. Flags are None, or a tensor, array
-            or list with a bool or int for each env (EPI-2, 3).
-
-        Raises:
-            TypeError, ValueError: The first step returned something else (EPI-7).
+            or list with a bool or int for each env (EPI-2). Others raise an error (EPI-7).
         """
         result = self.env.step(actions)
         if self._counts_episodes and not self._step:
@@ -329,43 +288,36 @@ class VideoWrapper(Wrapper):
         return result
 
     def reset(self, env_ids: Sequence[int] = None) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Reset envs. The watched env's episode ends if a step was taken in it (EPI-4).
+        """Reset envs and return what the env returned.
 
         Args:
-            env_ids: Indices of the envs, or a boolean mask over them. None resets all.
-
-        Returns:
-            The env's results, unchanged.
+            env_ids: Indices of the envs, or a boolean mask over them. None resets all. If the
+                watched env is among them and has taken a step, its episode ends (EPI-4).
         """
-        env: Any = self.env
-        result = env.reset() if env_ids is None else env.reset(env_ids)
-        if self._counts_episodes and _includes(env_ids, self._env_idx, self.num_envs):
+        result = self.env.reset() if env_ids is None else self.env.reset(env_ids)
+        if env_ids is None or _includes(env_ids, self._env_idx, self.num_envs):
             self._end_episode()
         return result
 
     def start_recording(self, type: Literal["active", "background"] = "active") -> None:
-        """Start a recording with the next step, and finish the one in progress (REC-1, 3).
+        """Start a recording with the next step, and finish the one in progress (REC-1).
 
         Args:
-            type: An "active" recording is saved when it finishes. A "background" recording is saved
-                by `close`, unless a newer recording has replaced it (FIN-3).
-
-        Raises:
-            ValueError: `type` is neither of the two (REC-7).
+            type: An "active" recording is saved when it finishes, a "background" recording by
+                `close`, unless a newer one has replaced it (FIN-3).
         """
-        is_type = type in ("active", "background")
-        _demand(is_type, f'type must be "active" or "background", got {type!r}')
+        _demand(type in ("active", "background"), "type", '"active" or "background"', type)
         self._start(type)
 
     def finish_recording(self) -> None:
-        """Stop the recording in progress and, if it is active, save it (REC-2, 4, 5)."""
+        """Stop the recording in progress and, if it is active, save it (REC-2)."""
         recording = self._recording
         if recording is None:
             return
-        steps = recording.steps
-        recording.steps = range(steps.start, min(steps.stop, self._step))
-        if not recording.has_frames:
-            recording.discard()
+        start, stop = recording.steps.start, recording.steps.stop
+        recording.steps = range(start, min(stop, self._step))
+        if not recording.frames:
+            self._discard([recording])
         elif recording.type == "active":
             if self._save(recording) and self._filename is not None:
                 self._discard(self._kept)  # an older video must not overwrite this one
@@ -374,9 +326,9 @@ class VideoWrapper(Wrapper):
         self._recording = None  # last, so that the next step or close() resumes after Ctrl-C
 
     def close(self) -> None:
-        """Save pending videos, then close the env, even if saving fails (CLOSE-1, 2).
+        """Save pending videos, then close the env, even if saving fails (CLOSE-1).
 
-        If Ctrl-C interrupts the saving, another call resumes it (CLOSE-11).
+        If Ctrl-C interrupts the saving, another call resumes it (CLOSE-6).
         """
         try:
             self._save_pending()
@@ -388,15 +340,20 @@ class VideoWrapper(Wrapper):
     def __del__(self) -> None:
         self._save_pending()  # as a file object does
 
-    def __reduce__(self) -> Any:  # a copy would write the same files
+    def __reduce__(self) -> Any:
         raise TypeError("a VideoWrapper cannot be copied or pickled: wrap a copy of its env")
 
     def _start_what_is_due(self) -> None:
-        """Ask the trigger, and start a recording with the step that the env has completed."""
         running, age = self._recording, self._step - self._episode_start
         if running is not None and running.type == "active" and self._step in running.steps:
             return
-        if self._is_triggered():
+        is_triggered: Any = False
+        if self._step_trigger is not None:
+            is_triggered = self._step_trigger(self._step)
+        elif self._episode_trigger is not None and self._asked_episode != self._episode:
+            self._asked_episode = self._episode
+            is_triggered = self._episode_trigger(self._episode)
+        if is_triggered:
             self._start("active")
         elif self._record_final_episode and age >= self._next_background:
             self._start("background")
@@ -404,19 +361,10 @@ class VideoWrapper(Wrapper):
             while self._next_background <= age:
                 self._next_background *= 2
 
-    def _is_triggered(self) -> bool:
-        if self._step_trigger is not None:
-            return bool(self._step_trigger(self._step))
-        if self._episode_trigger is None or self._asked_episode == self._episode:
-            return False
-        self._asked_episode = self._episode
-        return bool(self._episode_trigger(self._episode))
-
     def _end_episode(self) -> None:
         if self._step > self._episode_start:  # an episode without a step has not begun
             self._episode += 1
-            self._episode_start = self._step
-            self._next_background = 0
+            self._episode_start, self._next_background = self._step, 0
 
     def _start(self, type: Literal["active", "background"]) -> None:
         if self._serial not in _living:
@@ -425,15 +373,21 @@ class VideoWrapper(Wrapper):
         self.finish_recording()
         if type == "active" and self._renderer is not None:
             self._renderer.hand_over()
-        self._warn_if_watched_env_is_hidden()
-        path = os.path.join(self._out_dir, self._filename or f"{self._step}.mp4")
+        shown = self._rendered_envs()
+        if shown is not None and self._env_idx not in shown and not self._has_warned:
+            self._has_warned = True
+            which = f"rendered_envs_idx={shown}, not env_idx={self._env_idx}"
+            _warn(
+                f"{self._camera_attr} shows {which}: pass VisOptions(rendered_envs_idx=[env_idx])"
+            )
+        encoder = _Encoder(
+            os.path.join(self._out_dir, self._filename or f"{self._step}.mp4"), self._rate
+        )
         steps = range(self._step, self._step + self._length)
-        encoder = _Encoder(path, self._rate)
         self._recording = _Recording(type, self._episode, steps, steps[:: self._stride], encoder)
-        _save_at_exit()
+        _save_all_at_exit()
 
     def _capture(self, recording: _Recording) -> None:
-        """Encode a frame, or store a snapshot to render it from."""
         try:
             if recording.type == "active" or not self._defer(recording):
                 camera = self._camera()
@@ -447,14 +401,16 @@ class VideoWrapper(Wrapper):
                 self._discard([older])
 
     def _defer(self, recording: _Recording) -> bool:
-        """Store a snapshot, and return True, if the frame can be rendered later (FIN-5, 6)."""
+        """Store a snapshot, and return True, if the frame can be rendered later (FIN-6)."""
         scene, camera = getattr(self.unwrapped, "scene", None), self._camera()
         if not (self._can_defer and type(scene).__module__.startswith("genesis.")):
             return False
+        import psutil  # Genesis brings it
+
         try:
             if self._renderer is None or not self._renderer.is_of(scene, camera):
                 self._renderer = _DeferredRenderer(scene, camera)
-            snapshot = self._renderer.snapshot()
+            render, nbytes = self._renderer.snapshot()
         except _CannotDefer as reason:
             self._can_defer = False
             for earlier in [recording, *self._kept]:
@@ -465,20 +421,12 @@ class VideoWrapper(Wrapper):
             return False
         except Exception as error:  # for example, the device is out of memory
             raise _RecordingFailed(f"{type(error).__name__}: {error}") from error
-        import psutil  # Genesis brings it
-
-        if not recording.snapshots:
-            recording.room = psutil.virtual_memory().available * MEMORY_SHARE
-        recording.room -= snapshot.nbytes
-        if recording.snapshots and recording.room < 0:
-            recording.due = range(0)
-            what = f"recording {recording.encoder.path} ends early, after {len(recording.snapshots)} frames"
-            size = f"a snapshot takes {snapshot.nbytes / 1e6:.3g} MB, all may take a quarter of the memory"
-            self._warn_once(
-                "memory", f"{what}: {size}; pass VisOptions(rendered_envs_idx=[env_idx])"
-            )
-        else:
-            recording.snapshots.append(functools.partial(self._renderer.render, snapshot))
+        room = recording.room or psutil.virtual_memory().available * MEMORY_SHARE
+        recording.room = room - nbytes
+        if recording.room < 0:
+            what = f"snapshots of {nbytes / 1e6:.3g} MB fill a quarter of the available memory"
+            raise _RecordingFailed(f"{what}; pass VisOptions(rendered_envs_idx=[env_idx])")
+        recording.snapshots.append(render)
         return True
 
     def _replaces(self, newer: _Recording, older: _Recording) -> bool:
@@ -494,16 +442,16 @@ class VideoWrapper(Wrapper):
 
     def _discard(self, recordings: Sequence[_Recording]) -> None:
         for recording in recordings:
-            recording.discard()
+            recording.snapshots.clear()
+            recording.encoder.discard()
         self._kept = [kept for kept in self._kept if kept not in recordings]
 
     def _save_pending(self) -> None:
         """Save the best background recording, and then the active one, which is newer (FIN-3)."""
         if self._recording is not None and self._recording.type == "background":
             self.finish_recording()
-        worthwhile = [recording for recording in self._kept if self._is_worthwhile(recording)]
-        best = (worthwhile or self._kept)[-1:]
-        self._discard([recording for recording in self._kept if recording not in best])
+        best = ([kept for kept in self._kept if self._is_worthwhile(kept)] or self._kept)[-1:]
+        self._discard([kept for kept in self._kept if kept not in best])
         for recording in best:
             self._save(recording)
         self._kept = ()
@@ -531,24 +479,21 @@ class VideoWrapper(Wrapper):
         except _RecordingFailed as error:
             failure = error
         if is_saved:
-            seconds, rate = float(encoder.frames / self._rate), float(self._rate)
-            length = f"{encoder.frames} frames, {seconds:.4g} s at {rate:.4g} fps"
-            self._say(f"Saved {path}: {length}{note}")
+            rate, frames = float(self._rate), encoder.frames
+            self._say(
+                f"Saved {path}: {frames} frames, {frames / rate:.4g} s at {rate:.4g} fps{note}"
+            )
         if failure is not None:
             self._warn_of(recording, failure)
         return is_saved
 
     def _camera(self) -> Any:
-        env = self.unwrapped
-        camera, name = (
-            getattr(env, self._camera_attr, None),
-            f"{type(env).__name__}.{self._camera_attr}",
-        )
+        camera = getattr(self.unwrapped, self._camera_attr, None)
+        name = f"{type(self.unwrapped).__name__}.{self._camera_attr}"
         if camera is None:
             raise AttributeError(f"camera_attr must name the camera, but {name} is missing or None")
         if not (hasattr(camera, "render") or hasattr(camera, "read")):
-            found = f"{name} is a {type(camera).__name__} without render() and read()"
-            raise TypeError(f"camera_attr must name a camera, but {found}")
+            raise TypeError(f"{name} must be a camera with render() or read(), got {camera!r:.200}")
         return camera
 
     def _frame(self, image: Any) -> np.ndarray:
@@ -556,19 +501,19 @@ class VideoWrapper(Wrapper):
         image = image[0] if isinstance(image, tuple) and image else image
         shape = tuple(getattr(image, "shape", ()))
         dtype = str(getattr(image, "dtype", type(image).__name__)).removeprefix("torch.")
-        found = f"the camera returned {dtype} {shape}"
         if dtype != "uint8" or len(shape) not in (3, 4) or shape[-1] not in (3, 4):
-            raise _RecordingFailed(f"{found}, expected uint8 (height, width, 3)")
+            expected = "uint8 (height, width, 3)"
+            raise _RecordingFailed(f"the camera returned {dtype} {shape}, expected {expected}")
         if len(shape) == 4:  # one image for each rendered env
-            all_envs = [*range(shape[0])]
-            envs = all_envs if shape[0] == self.num_envs else self._rendered_envs() or all_envs
+            envs = [*range(shape[0])]
+            envs = envs if shape[0] == self.num_envs else self._rendered_envs() or envs
             if self._env_idx not in envs:
-                raise _RecordingFailed(f"{found} of the envs {envs}, expected env {self._env_idx}")
+                expected = f"env {self._env_idx} among them"
+                raise _RecordingFailed(f"the camera returned the envs {envs}, expected {expected}")
             image = image[envs.index(self._env_idx)]
         return (image.cpu().numpy() if hasattr(image, "cpu") else image)[..., :3]
 
     def _rendered_envs(self) -> list[int] | None:
-        """Return the envs that a Genesis scene draws, or None if the env has no such scene."""
         visualizer = getattr(getattr(self.unwrapped, "scene", None), "visualizer", None)
         envs = getattr(getattr(visualizer, "context", None), "rendered_envs_idx", None)
         return None if envs is None else [int(i) for i in envs]
@@ -576,27 +521,14 @@ class VideoWrapper(Wrapper):
     def _demand_env_idx(self) -> None:
         count, i = self.env.num_envs, self._env_idx
         is_count = hasattr(count, "__index__") and operator.index(count) > 0
-        _demand(is_count, f"env.num_envs must be an int above 0, got {count!r}")
+        _demand(is_count, "env.num_envs", "an int above 0", count)
         is_index = hasattr(i, "__index__") and 0 <= operator.index(i) < count
-        _demand(is_index, f"env_idx must be an int from 0 to {count - 1}, got {i!r}")
-
-    def _warn_if_watched_env_is_hidden(self) -> None:
-        envs = self._rendered_envs()
-        if envs is not None and self._env_idx not in envs:
-            what = f"{self._camera_attr} does not show env_idx={self._env_idx}"
-            remedy = f"pass VisOptions(rendered_envs_idx=[{self._env_idx}])"
-            self._warn_once("env_idx", f"{what}, because rendered_envs_idx={envs}; {remedy}")
+        _demand(is_index, "env_idx", f"an int from 0 to {count - 1}", i)
 
     def _warn_of(self, recording: _Recording, failure: Exception) -> None:
-        frames = recording.encoder.frames + len(recording.snapshots)
-        what = f"ended early, after {frames} frames" if frames else "failed"
+        what = f"ended early, after {recording.frames} frames" if recording.frames else "failed"
         name = f"{recording.encoder.path} (from step {recording.steps.start})"
         _warn(f"recording {name} {what}: {failure}")
-
-    def _warn_once(self, topic: str, message: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            _warn(message)
 
     def _say(self, line: str) -> None:
         if self._logging:
@@ -607,31 +539,27 @@ class VideoWrapper(Wrapper):
 # Wrappers by serial number, that is in order of creation.
 _living: weakref.WeakValueDictionary[int, VideoWrapper] = weakref.WeakValueDictionary()
 _serials = itertools.count()
-_finalizer: multiprocessing.util.Finalize | None = None
+_finalizers: list[multiprocessing.util.Finalize] = []
 
 
-def _save_at_exit() -> None:
-    """Have all wrappers saved if the process ends without `close` (CLOSE-4, 15)."""
-    global _finalizer
+def _save_all_at_exit() -> None:
     # Anew for each recording: the last handler runs first, before Genesis' destroys the scenes.
     atexit.unregister(_save_all)
     atexit.register(_save_all)
     # Before Python 3.13, children of multiprocessing run only these, and lose them as they start.
-    if _finalizer is None or not _finalizer.still_active():
-        _finalizer = multiprocessing.util.Finalize(None, _save_all, exitpriority=100)
+    if not any(finalizer.still_active() for finalizer in _finalizers):
+        _finalizers[:] = [multiprocessing.util.Finalize(None, _save_all, exitpriority=100)]
 
 
 def _save_all() -> None:
-    """Save the oldest wrapper first: of two videos with one name, the newer one stays (CLOSE-13)."""
-    for serial in sorted(_living):
+    for serial in sorted(_living):  # of two videos with one name, the newer one stays (CLOSE-4)
         wrapper = _living.pop(serial)
         try:
-            try:
-                wrapper._save_pending()
-            except (KeyboardInterrupt, SystemExit):  # jobs are often sent two signals (CLOSE-11)
-                wrapper._save_pending()
+            wrapper._save_pending()
+        except (KeyboardInterrupt, SystemExit):  # jobs are often sent two signals (CLOSE-6)
+            wrapper._save_pending()
         except Exception:  # noqa: BLE001 a warning that the user has turned into an error
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
 
 
 def _leave_to_parent() -> None:
@@ -639,7 +567,7 @@ def _leave_to_parent() -> None:
     for wrapper in [*_living.values()]:
         for recording in [*wrapper._kept, *filter(None, [wrapper._recording])]:
             recording.encoder.leave_to_parent()
-        wrapper._recording, wrapper._kept = None, ()
+        wrapper._recording, wrapper._kept = None, []
 
 
 if hasattr(os, "register_at_fork"):
@@ -663,12 +591,8 @@ class _Recording:
     room: float = 0.0  # bytes that further snapshots may take
 
     @property
-    def has_frames(self) -> bool:
-        return bool(self.encoder.frames or self.snapshots)
-
-    def discard(self) -> None:
-        self.snapshots.clear()
-        self.encoder.discard()
+    def frames(self) -> int:
+        return self.encoder.frames + len(self.snapshots)
 
 
 class _Encoder:
@@ -679,13 +603,11 @@ class _Encoder:
     """
 
     def __init__(self, path: str, rate: Fraction) -> None:
-        self.path = path
-        self.frames = 0
-        self._part = _partial_name(path)
-        self._rate = rate
+        self.path, self.frames = path, 0
+        self._part, self._rate = _partial_name(path), rate
         self._process: Any = None
         self._shape: tuple[int, ...] = ()
-        self._lock = threading.Lock()  # held while ffmpeg starts
+        self._start_lock = threading.Lock()
         self._start_error: Exception | None = None
         self._is_over = False
 
@@ -709,17 +631,17 @@ class _Encoder:
 
     def finish(self) -> bool:
         """Complete the video and give it its name. Return whether there is one."""
-        with self._lock:
+        with self._start_lock:
             process = self._process
             self._is_over = process is None
         if process is None:
             return False
         try:
-            with contextlib.suppress(BrokenPipeError):  # ffmpeg has gone, and stderr says why
-                if not process.stdin.closed:
-                    process.stdin.flush()
-                    process.stdin.close()
+            with contextlib.suppress(BrokenPipeError, ValueError):  # ffmpeg has gone, or is closed
+                process.stdin.flush()
+                process.stdin.close()
             message = process.stderr.read().decode(errors="replace").strip()
+            # The exit code is lost where SIGCHLD is ignored, so look at the file as well.
             if process.wait() or message or not _is_complete(self._part):
                 raise OSError(message or f"ffmpeg ended with exit code {process.returncode}")
         except Exception as error:
@@ -728,8 +650,7 @@ class _Encoder:
         try:
             os.replace(self._part, self.path)
         except OSError as error:  # on Windows, a player may have the old video open
-            where = f"the complete video is {self._part}"
-            raise _RecordingFailed(f"it cannot be renamed ({error}); {where}") from error
+            raise _RecordingFailed(f"{error}; the complete video is {self._part}") from error
         finally:
             process.stderr.close()
             self._process = None
@@ -738,7 +659,7 @@ class _Encoder:
     def discard(self) -> None:
         """End ffmpeg and delete the partial file."""
         self.frames = 0
-        with self._lock:
+        with self._start_lock:
             self._is_over = True
         if self._process is not None:
             self._process.kill()
@@ -771,25 +692,25 @@ class _Encoder:
             _ffmpeg(), "-loglevel", "error", "-nostdin", "-y",
             "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{shape[1]}x{shape[0]}",
             "-framerate", f"{self._rate.numerator}/{self._rate.denominator}", "-i", "pipe:0",
-            # yuv420p needs even sizes. The colours are named, or players guess them from the size.
+            # yuv420p needs even sizes. The colours are named, or players guess them from the size;
+            # ffmpeg 4's encoder does not learn them from the filter.
             "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709,"
             + "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709",
-            # ffmpeg 4's encoder does not learn them from the filter.
             "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
             # Slower presets take more of the training's cores and look no better; zerolatency holds
-            # no frames back. At the default crf, moving robots blur and thin arrows vanish (FILE-18).
+            # no frames back. At the default crf, moving robots blur and thin arrows vanish (FILE-11).
             "-c:v", "libx264", "-preset", "veryfast", "-tune", "zerolatency", "-threads", "1",
             "-crf", "17", "-x264-params", "chroma-qp-offset=-3:no-dct-decimate=1",
             "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", _muxer(self.path), self._part,
         ]
         # fmt: on
         set_mask: Any = getattr(signal, "pthread_sigmask", lambda *_: None)  # Windows has none
-        with self._lock:
+        with self._start_lock:
             if self._process is not None or self._is_over:
                 return  # Ctrl-C interrupted the start, and another call came first
             self._shape = shape
             # A signal to the whole job reaches ffmpeg, too. It inherits this mask, so that only
-            # SIGKILL ends it before its pipe closes (CLOSE-7, 14).
+            # SIGKILL ends it before its pipe closes (CLOSE-14).
             before = set_mask(getattr(signal, "SIG_BLOCK", 0), signal.valid_signals())
             try:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
@@ -817,174 +738,136 @@ class _Snapshot(NamedTuple):
     """What one frame shows."""
 
     attributes: list[tuple[Any, str, Any]]  # owner, name and value
-    bodies: dict[tuple[Any, bool], np.ndarray]  # poses by solver and geometry; or {}: in `nodes`
-    nodes: list[tuple[Any, ...]] | None  # node, rank, matrix and poses of instances
-    nbytes: int = 0
+    bodies: Any = None  # poses by solver and geometry, or None if they are in `nodes`
+    nodes: Any = None  # node, rank, matrix and poses of each node of Genesis' renderer
 
 
 class _DeferredRenderer:
     """Stores what a Genesis camera would show, and renders it later (FIN-5, 6).
 
-    `camera.render()` first updates what is drawn (cameras that follow, bodies, arrows) and then
-    draws it. `snapshot` does the first without placing bodies, which takes longest, and copies the
-    result. `render` puts a snapshot in place, draws it, and puts the present back. The simulation
-    and all cameras go on as if nothing had been recorded. The first snapshots check that this
-    Genesis works as this class expects.
+    `camera.render()` first updates what is drawn and then draws it. `snapshot` has Genesis make the
+    update, but for placing bodies, which takes longest, and copies the result. `render` puts a
+    snapshot in place, draws it, and puts the present back. The simulation and all cameras go on as
+    if nothing had been recorded.
     """
 
-    # The snapshots at which it checks itself: the first, and one by which something has moved.
-    FIRST_CHECK, LAST_CHECK = 1, 4
-    # Where the first check puts bodies and camera, in metres: before the camera, and out of sight.
-    NEAR, FAR = 2.0, 1000.0
-    # The attributes of a camera that moving it changes.
-    POSE = ("_pos", "_lookat", "_up", "_transform", "_quat")
+    POSE = ("_pos", "_lookat", "_up", "_transform", "_quat")  # the attributes that move a camera
 
     def __init__(self, scene: Any, camera: Any) -> None:
         self._scene, self._camera, self._visualizer = scene, camera, scene.visualizer
-        self._count = 0
-        self._reference: Any = None  # the first snapshot, and the camera's own image
+        self._held: list[tuple[Any, str]] = []  # the attributes to put back
         self._smoothed: dict[str, Any] = {}  # the pose of a camera that follows with smoothing
-        self._known_nodes: set[Any] = set()
+        self._drawings: set[Any] = set()  # in the last snapshot
 
     def is_of(self, scene: Any, camera: Any) -> bool:
         """Return whether it renders this camera: an env's `build` may make a new scene."""
-        is_same = scene is self._scene and camera is self._camera
-        return is_same and getattr(scene, "visualizer", None) is self._visualizer
+        present = scene, camera, getattr(scene, "visualizer", None)
+        return all(map(operator.is_, present, (self._scene, self._camera, self._visualizer)))
 
     def hand_over(self) -> None:
         """Move the camera to where the last snapshot had it: an active recording goes on there."""
         vars(self._camera).update(self._smoothed)
         self._smoothed = {}
 
-    def snapshot(self) -> _Snapshot:
-        """Store what the camera would show now. Only checks render anything.
-
-        Raises:
-            _CannotDefer: It cannot be rendered later, and earlier snapshots cannot be trusted.
-        """
+    def snapshot(self) -> tuple[Callable[[], Any], int]:
+        """Return a function that renders the present frame, and the bytes that this takes."""
         import torch
 
         try:
             # Genesis keeps tensors that are made here. Those of inference mode it could not change.
             with torch.inference_mode(False):
-                if not self._count:
-                    self._prepare()
                 return self._take()
         except AttributeError as error:
-            owner = type(error.obj)
-            if not owner.__module__.startswith("genesis."):
+            if not type(error.obj).__module__.startswith("genesis."):
                 raise
-            raise _CannotDefer(f"this Genesis has no {owner.__name__}.{error.name}") from error
+            name = f"{type(error.obj).__name__}.{error.name}"
+            raise _CannotDefer(f"this Genesis has no {name}") from error
 
     def render(self, snapshot: _Snapshot, is_check: bool = False) -> Any:
         """Render a snapshot. Return what `camera.render` would have returned."""
         import torch
 
-        self._demand_scene()
-        camera = self._camera
+        if not (self._scene.is_built and self.is_of(self._scene, self._camera)):
+            raise _CannotDefer("the scene is gone: call close() before gs.destroy()")
         with torch.inference_mode(False), self._restored(self._nodes()):
             self._put(snapshot)
             self._visualizer._t = self._context._t = math.inf  # Genesis updates nothing
             # An env may count what its camera renders, or change it: a check is not its business.
-            return type(camera).render(camera) if is_check else camera.render()
+            return type(self._camera).render(self._camera) if is_check else self._camera.render()
 
     def _prepare(self) -> None:
         """Look for what cannot be rendered later, and for what decides an image."""
         from genesis.vis.camera import Camera
 
-        scene, camera, visualizer, context = (
-            self._scene,
-            self._camera,
-            self._visualizer,
-            self._visualizer.context,
-        )
-        if not isinstance(camera, Camera) or type(camera).render is not Camera.render:
-            raise _CannotDefer(f"{type(camera).__name__} has its own render()")
-        if not scene.is_built or all(camera is not other for other in visualizer.cameras):
-            raise _CannotDefer("the camera is not in the env's scene, or that is not built")
-        solvers = scene.active_solvers
+        scene, camera, visualizer = self._scene, self._camera, self._visualizer
+        context, solvers = visualizer.context, scene.active_solvers
         obstacles = {
-            "a viewer": visualizer.viewer,  # its keys change what is drawn
-            "ray tracing or batch rendering": visualizer.renderer is not visualizer.rasterizer,
+            f"{type(camera).__name__} renders by itself": type(camera).render is not Camera.render,
+            "the camera's scene is not built": camera not in visualizer.cameras
+            or not scene.is_built,
+            "a viewer can change the scene": visualizer.viewer,
+            "only the rasterizer can": visualizer.renderer is not visualizer.rasterizer,
             "soft bodies or particles": not all(hasattr(s, "update_vgeoms") for s in solvers),
             "vertices set by hand": any(getattr(s, "n_custom_vverts", 0) for s in solvers),
-            "a drone": any(hasattr(entity, "propellers_idx") for entity in scene.entities),
-            "visible cameras": context.camera_frustum_shown,
+            "propellers turn when drawn": any(hasattr(e, "propellers_idx") for e in scene.entities),
+            "cameras are drawn": context.camera_frustum_shown,
         }
         for obstacle in [obstacle for obstacle, is_there in obstacles.items() if is_there]:
-            raise _CannotDefer(f"the scene has {obstacle}")
-        self._context, self._renderer, self._envs = (
-            context,
-            context._scene,
-            [*context.rendered_envs_idx],
-        )
-        self._body_nodes = set(context.rigid_nodes.values())
-        # Bodies are drawn by visual or by collision geometry.
-        entities = [
-            (solver, entity) for solver in context._rigid_solvers() for entity in solver.entities
-        ]
-        self._batches = {
-            (solver, entity.surface.vis_mode == "visual") for solver, entity in entities
-        }
-        # Before Genesis 1.4.2, solvers have matrices of shape (bodies, envs, 4, 4) for rendering.
-        self._has_matrices = not hasattr(context, "rigid_geoms_T")
-        lights = self._renderer.light_nodes
-        self._attributes = [
+            raise _CannotDefer(obstacle)
+        self._context, self._renderer = context, context._scene
+        self._envs, self._body_nodes = [*context.rendered_envs_idx], {*context.rigid_nodes.values()}
+        # Bodies have visual or collision geometry. Before Genesis 1.4.2, solvers keep matrices for
+        # rendering them, which are among the attributes.
+        solvers, has_poses = [*context._rigid_solvers()], hasattr(context, "rigid_geoms_T")
+        modes = [(solver, body.surface.vis_mode) for solver in solvers for body in solver.entities]
+        self._batches = {(solver, mode == "visual") for solver, mode in modes if has_poses}
+        renderer, lights = self._renderer, self._renderer.light_nodes
+        names = [
             *((camera, "_transform"), (camera, "_fov"), (context.jit, "reflection_mat")),
             *((context, "shadow"), (context, "plane_reflection")),
-            *((self._renderer, "bg_color"), (self._renderer, "ambient_light")),
+            *((renderer, "bg_color"), (renderer, "ambient_light")),
             *((node, "_matrix") for node in lights),
             *((node.light, name) for node in lights for name in ("color", "intensity")),
+            *((solver, f"_{kind}_render_T") for solver in solvers for kind in ("geoms", "vgeoms")),
         ]
-        self._held = [
-            *self._attributes,
-            *((visualizer, "_cameras"), (visualizer, "_t"), (context, "_t")),
-            *((camera, name) for name in self.POSE),
-            *((s, self._matrices(visual)) for s, visual in self._batches if self._has_matrices),
-        ]
+        self._attributes = [(owner, name) for owner, name in names if hasattr(owner, name)]
+        clocks = [(visualizer, "_cameras"), (visualizer, "_t"), (context, "_t")]
+        self._held = [*self._attributes, *clocks, *((camera, name) for name in self.POSE)]
 
-    def _take(self) -> _Snapshot:
-        self._demand_scene()
+    def _take(self) -> tuple[Callable[[], Any], int]:
+        is_first = not self._held
+        if is_first:
+            self._prepare()
         camera, context, visualizer = self._camera, self._context, self._visualizer
-        is_smooth = camera._follow_smoothing is not None
         is_drawn = context._t >= self._scene.sim.cur_step_global  # the env has rendered itself
+        moves = camera._followed_entity is not None or camera._attached_link is not None
         with self._restored():
-            if not is_drawn or is_smooth:
-                pose = (
-                    is_smooth
-                    and self._smoothed
-                    or {name: getattr(camera, name) for name in self.POSE}
-                )
-                vars(camera).update({name: _copied(value) for name, value in pose.items()})
-                visualizer._cameras, visualizer._t = [camera], -1  # other cameras stay
+            if not is_drawn or self._smoothed:
+                pose = self._smoothed or {
+                    name: getattr(camera, name) for name in self.POSE if moves
+                }
+                vars(camera).update(copy.deepcopy(pose))
+                visualizer._cameras, visualizer._t = [camera], -1  # no other camera moves
                 visualizer.update_visual_states()
+                is_smooth = camera._follow_smoothing is not None
                 self._smoothed = {name: getattr(camera, name) for name in self.POSE if is_smooth}
-            bodies = {}
             # Before Genesis 1.4.5, an update alone tells whether contacts and sensors are drawn.
             draws = context.link_frame_shown or getattr(context, "tracked_nodes", True)
+            bodies = None
             if is_drawn or context.dynamic_nodes or camera.debug and draws:
                 context.update()
             else:
                 bodies = {batch: self._poses(*batch) for batch in self._batches}
-            attributes = [
-                (owner, name, copy.copy(getattr(owner, name))) for owner, name in self._attributes
-            ]
-            attributes[0] = (camera, "_transform", _copied(camera._transform))
-            nodes = self._nodes(without=self._body_nodes if bodies else set())
-            snapshot = _Snapshot(attributes, bodies, nodes, self._size(bodies, nodes))
-            self._count += 1
-            if self._count == self.FIRST_CHECK:
-                self._reference = snapshot, type(camera).render(camera)[0]
+            values = [(o, name, copy.deepcopy(getattr(o, name))) for o, name in self._attributes]
+            nodes = self._nodes(without=() if bodies is None else self._body_nodes)
+            snapshot = _Snapshot(values, bodies, nodes)
+            image = type(camera).render(camera)[0] if is_first else None
             if not is_drawn and not hasattr(context, "tracked_nodes"):
                 # Before Genesis 1.4.5, the next update of this step would draw contacts twice.
                 context.clear_dynamic_nodes(only_outdated=False)
-            if self._count in (self.FIRST_CHECK, self.LAST_CHECK):
-                self._check(*self._reference)
-        return snapshot
-
-    def _demand_scene(self) -> None:
-        if not self._scene.is_built or self._scene.visualizer is not self._visualizer:
-            raise _CannotDefer("the scene is gone: call close() before gs.destroy()")
+            if is_first:
+                self._check(snapshot, image)
+        return functools.partial(self.render, snapshot), self._size(snapshot)
 
     @contextlib.contextmanager
     def _restored(self, nodes: Any = None) -> Iterator[None]:
@@ -993,70 +876,59 @@ class _DeferredRenderer:
         try:
             yield
         finally:
-            self._put(_Snapshot(present, {}, nodes))
+            self._put(_Snapshot(present, None, nodes))
 
     def _poses(self, solver: Any, is_visual: bool) -> np.ndarray:
-        """Return positions and quaternions of shape (envs, bodies, 7), or matrices."""
+        """Return positions and quaternions of a solver's bodies, of shape (envs, bodies, 7)."""
         import torch
-        from genesis.utils import misc
+        from genesis.utils.misc import qd_to_torch
 
-        if self._has_matrices:
-            return getattr(solver, self._matrices(is_visual))[:, self._envs]
         state = solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms
         # On a GPU, the rendered envs are selected there: one small copy, and one wait.
-        parts = [
-            misc.qd_to_torch(part, transpose=True)[self._envs] for part in (state.pos, state.quat)
-        ]
+        parts = [qd_to_torch(part, transpose=True)[self._envs] for part in (state.pos, state.quat)]
         return torch.cat(parts, -1).cpu().numpy()
 
-    @staticmethod
-    def _matrices(is_visual: bool) -> str:
-        return "_vgeoms_render_T" if is_visual else "_geoms_render_T"
-
     def _shown_nodes(self) -> set[Any]:
-        # Markers, such as arrows, are shown to cameras for debugging only.
         nodes, debug = self._renderer.mesh_nodes, self._camera.debug
-        return {node for node in nodes if debug or not node.mesh.is_marker}
+        return {node for node in nodes if debug or not node.mesh.is_marker}  # such as arrows
 
-    def _nodes(self, without: Any = frozenset()) -> list[Any]:
+    def _nodes(self, without: Any = ()) -> list[Any]:
         ranks, nodes = getattr(self._renderer, "_node_ranks", {}), []
-        for node in self._shown_nodes() - without:
+        for node in self._shown_nodes().difference(without):
             part, *others = node.mesh.primitives
             poses = None if others or part.poses is None else part.poses.copy()
             nodes.append((node, ranks.get(node), np.array(node.matrix), poses))
         return nodes
 
-    def _size(self, bodies: Any, nodes: Any) -> int:
-        """Return a snapshot's bytes, with the meshes of drawings that are new in it."""
-        arrays = [*bodies.values(), *(poses for *_, poses in nodes)]
-        drawings = {node for node, *_ in nodes} - self._body_nodes
-        for node in drawings - self._known_nodes:
-            arrays += [value for part in node.mesh.primitives for value in vars(part).values()]
-        self._known_nodes = drawings
-        return sum(getattr(array, "nbytes", 0) for array in arrays)
+    def _size(self, snapshot: _Snapshot) -> int:
+        """Return its bytes, with the meshes of drawings that are new in it."""
+        arrays = [value for *_, value in [*snapshot.attributes, *snapshot.nodes]]
+        drawings = {node for node, *_ in snapshot.nodes} - self._body_nodes
+        parts = [part for node in drawings - self._drawings for part in node.mesh.primitives]
+        arrays += [value for part in parts for value in vars(part).values()]
+        self._drawings = drawings
+        return sum(getattr(a, "nbytes", 0) for a in [*arrays, *(snapshot.bodies or {}).values()])
 
     def _put(self, snapshot: _Snapshot) -> None:
         """Make a snapshot what is drawn."""
-        from genesis.utils import geom
+        from genesis.utils.geom import trans_quat_to_T
 
         context, renderer, bodies = self._context, self._renderer, snapshot.bodies
         for owner, name, value in snapshot.attributes:
             setattr(owner, name, value)
         if snapshot.nodes is None:
             return
-        if bodies:
-            for (solver, is_visual), poses in bodies.items() if self._has_matrices else ():
-                of_all = getattr(solver, self._matrices(is_visual)).copy()
-                of_all[:, self._envs] = poses
-                setattr(solver, self._matrices(is_visual), of_all)
-            stand_in = copy.copy(context)  # which takes the poses from here
-            stand_in.rigid_geoms_T = lambda *batch: geom.trans_quat_to_T(
-                bodies[batch][..., :3], bodies[batch][..., 3:]
-            )
+        if bodies is not None:
+            stand_in = copy.copy(
+                context
+            )  # takes the poses from the snapshot, and draws no contacts
             stand_in.tracked_nodes = {}
+            stand_in.rigid_geoms_T = lambda *batch: trans_quat_to_T(
+                *np.split(bodies[batch], [3], axis=-1)
+            )
             stand_in.update_rigid()
-        kept = {node for node, *_ in snapshot.nodes} | (self._body_nodes if bodies else set())
-        for node in self._shown_nodes() - kept:
+        kept = {node for node, *_ in snapshot.nodes}
+        for node in self._shown_nodes() - kept - (set() if bodies is None else self._body_nodes):
             renderer.remove_node(node)
         for node, rank, matrix, poses in snapshot.nodes:
             if not renderer.has_node(node):
@@ -1066,49 +938,37 @@ class _DeferredRenderer:
             renderer.set_pose(node, matrix)
             if poses is not None:
                 node.mesh.primitives[0].poses, node.mesh._bounds = poses, None
-                of_poses: Any = (node, "model")
+                target: Any = (node, "model")
                 if hasattr(renderer, "get_buffer_id"):  # Genesis 1.0
-                    of_poses = (renderer.get_buffer_id(*of_poses),)
-                context.jit.update_buffer(*of_poses, poses.transpose((0, 2, 1)))
+                    target = (renderer.get_buffer_id(*target),)
+                context.jit.update_buffer(*target, poses.transpose((0, 2, 1)))
         renderer._bounds = None
 
     def _check(self, snapshot: _Snapshot, image: Any) -> None:
-        """Check that a snapshot decides what is drawn, and later that it still does."""
-        if self._count == self.LAST_CHECK:
-            if not np.array_equal(self.render(snapshot, is_check=True)[0], image):
-                raise _CannotDefer("a frame that was rendered later differed from the camera's own")
-            self._reference = None
-        elif snapshot.bodies:
-            camera, name, transform = snapshot.attributes[0]
-            view = np.reshape(transform.tolist(), (-1, 4, 4))[0]
-            near = {batch: poses.copy() for batch, poses in snapshot.bodies.items()}
-            for poses in near.values():
-                place = poses[..., :3, 3] if self._has_matrices else poses[..., :3]
-                place[:] = view[:3, 3] - self.NEAR * view[:3, 2]
-            far = _copied(transform)
-            far[..., :3, 3] += self.FAR
-            seen = self.render(snapshot._replace(bodies=near), is_check=True)[0]
-            away = [(camera, name, far), *snapshot.attributes[1:]]
-            unseen = self.render(snapshot._replace(bodies=near, attributes=away), is_check=True)[0]
-            if np.array_equal(seen, image) or np.array_equal(seen, unseen):
-                raise _CannotDefer("this Genesis draws bodies or cameras in another way")
-
-
-def _copied(array: Any) -> Any:
-    return array.clone() if hasattr(array, "clone") else array.copy()
+        """Check that Genesis draws what a snapshot says, also bodies and camera elsewhere."""
+        (camera, name, transform), *others = snapshot.attributes
+        view, far = np.reshape(transform.tolist(), (-1, 4, 4))[0], copy.deepcopy(transform)
+        far[..., :3, 3] += 1000  # metres, where it sees nothing
+        near = {batch: poses.copy() for batch, poses in (snapshot.bodies or {}).items()}
+        for poses in near.values():
+            poses[..., :3] = view[:3, 3] - 2 * view[:3, 2]  # in front of the camera
+        seen = snapshot._replace(bodies=near) if near else snapshot
+        unseen = seen._replace(attributes=[(camera, name, far), *others])
+        images = [self.render(it, is_check=True)[0] for it in (seen, unseen, snapshot)]
+        is_moved = not (np.array_equal(images[0], image) or np.array_equal(*images[:2]))
+        if near and not is_moved or not np.array_equal(images[2], image):
+            raise _CannotDefer("this Genesis draws in another way")
 
 
 @functools.cache
 def _ffmpeg() -> str:
-    """Return the path of imageio-ffmpeg's ffmpeg, once it has run."""
     try:
         import imageio_ffmpeg
 
-        imageio_ffmpeg.get_ffmpeg_version()
+        imageio_ffmpeg.get_ffmpeg_version()  # runs it
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-        remedy = "run pip install --force-reinstall imageio-ffmpeg, and unset IMAGEIO_FFMPEG_EXE"
-        raise RuntimeError(f"ffmpeg cannot be run ({error}); {remedy}") from error
+        raise RuntimeError(f"ffmpeg cannot be run ({error}): pip install imageio-ffmpeg") from error
 
 
 def _muxer(name: str) -> Any:
@@ -1119,23 +979,20 @@ def _partial_name(path: str) -> str:
     return f"{path}.{os.urandom(4).hex()}.part"
 
 
-def _recording_folder(out_dir: str | os.PathLike[str], name: str) -> str:
-    """Create the folder, and try in it what recordings do: write, seek back, rename (ARG-8)."""
+def _recording_folder(out_dir: Any, name: str) -> str:
+    """Create the folder, and try in it what recordings do: write, seek back, rename (ARG-7)."""
     folder = os.path.abspath(out_dir)
     part, renamed = (_partial_name(os.path.join(folder, name)) for _ in range(2))
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(part, "wb") as file:
-            for _ in "data", "index":  # ffmpeg writes an MP4's index last, in front of its data
-                file.write(b"video")
-                file.flush()
-                file.seek(0)
+        with open(part, "wb", buffering=0) as file:
+            file.write(b"data")
+            file.seek(0)  # ffmpeg writes an MP4's index last, at the front
+            file.write(b"index")
         os.replace(part, renamed)
     except OSError as error:
-        what = "out_dir must be a folder in which files can be written, rewritten and renamed"
-        remedy = "record into a local folder and copy the videos"
-        text = f"{what}, but: {error.strerror or error}; {remedy}"
-        raise OSError(error.errno, text, os.fspath(out_dir)) from error
+        what = "out_dir must be a local folder where files can be rewritten and renamed, but"
+        raise OSError(error.errno, f"{what}: {error.strerror or error}", out_dir) from error
     finally:
         for path in part, renamed:
             with contextlib.suppress(OSError):
@@ -1144,7 +1001,6 @@ def _recording_folder(out_dir: str | os.PathLike[str], name: str) -> str:
 
 
 def _is_complete(path: str) -> bool:
-    """Check that the container is complete. The exit code is lost where SIGCHLD is ignored."""
     with open(path, "rb") as file:
         head = file.read(HEAD_SIZE)
     return b"moov" in head or b"matroska" in head  # ffmpeg moves moov there last
@@ -1158,19 +1014,18 @@ def _warn(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
-def _demand(condition: Any, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+def _demand(is_right: Any, name: str, expected: str, value: Any) -> None:
+    if not is_right:
+        raise ValueError(f"{name} must be {expected}, got {value!r:.200}")
 
 
 def _positive(name: str, value: float) -> float:
-    with contextlib.suppress(TypeError, OverflowError):
-        if math.isfinite(value) and value > 0:
-            return float(value)
-    raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    is_number = hasattr(value, "__float__") and 0 < float(value) < math.inf
+    _demand(is_number, name, "a finite number above 0", value)
+    return float(value)
 
 
-def _without_noise(quotient: float) -> float:
+def _integral(quotient: float) -> float:
     nearest = round(quotient)
     return nearest if math.isclose(quotient, nearest, rel_tol=FLOAT_NOISE) else quotient
 
@@ -1186,8 +1041,9 @@ def _check_results(result: Any, env_idx: int, num_envs: int) -> None:
         values = np.asarray(flags.tolist() if hasattr(flags, "tolist") else flags)
         is_row = values.shape[:1] == (values.size,) or num_envs == values.size == 1
         is_right = is_row and env_idx < values.size <= num_envs and values.dtype.kind in "biu"
-        expected = f"the flags None or a bool or int for each of {num_envs} envs"
-        _demand(flags is None or is_right, f"{what}, {expected}, got {flags!r:.200}")
+        if flags is not None and not is_right:
+            expected = f"with flags None or a bool or int for each of {num_envs} envs"
+            raise ValueError(f"{what}, {expected}, got {flags!r:.200}")
 
 
 def _is_done(flags: Sequence[Any], env_idx: int) -> bool:
@@ -1203,11 +1059,8 @@ def _is_done(flags: Sequence[Any], env_idx: int) -> bool:
 
 
 def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
-    """Return whether `env_ids`, as an index of a tensor over all envs, selects the env (EPI-8)."""
-    if env_ids is None:
-        return True
-    if isinstance(env_ids, tuple):
-        # nonzero(as_tuple=True) and np.where give a tuple of the indices of each dimension.
+    """Return whether `env_ids`, as an index of a tensor over all envs, selects the env (EPI-4)."""
+    if isinstance(env_ids, tuple):  # np.where and nonzero give a tuple of arrays, one a dimension
         env_ids = env_ids[0] if any(getattr(i, "ndim", 0) for i in env_ids) else [*env_ids]
     selected = np.zeros(num_envs, bool)
     try:
