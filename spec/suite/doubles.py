@@ -76,16 +76,24 @@ class Flags(torch.Tensor):
         return result
 
 
-class Uncopied(np.ndarray):
-    """A picture of which no copy is made, in whatever way: `error` is raised instead."""
+class Uncopied(torch.Tensor):
+    """A frame that cannot be taken over, in whatever way: `error` is raised instead."""
 
     error: BaseException
 
-    def refuse(self, *arguments: Any, **options: Any) -> Any:
-        raise self.error
+    @classmethod
+    def of(cls, frame: np.ndarray) -> Uncopied:
+        return torch.from_numpy(frame).as_subclass(cls)
 
-    copy = astype = tobytes = tolist = flatten = ravel = __copy__ = __deepcopy__ = refuse
-    __array_function__ = __array_ufunc__ = tofile = dump = dumps = refuse
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        takes = ("cpu", "to", "numpy", "__array__", "tolist", "clone", "contiguous")
+        if getattr(func, "__name__", "") in takes:
+            raise cls.error
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        raise self.error
 
 
 class Large(Uncopied):
