@@ -6,17 +6,17 @@ import atexit
 import inspect
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-import gymnasium
 import imageio_ffmpeg
 import numpy as np
-import torch
 
 from spec.suite.video_reader import draw_step
 
@@ -26,6 +26,20 @@ NOT_STEPPED = 0xFFFF
 
 # What the fake camera's own recorder encodes with, also where a test gives the class a bad ffmpeg.
 CAMERAS_FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def filled(value: Any, *shape: int) -> Any:
+    """Return a tensor, or an array in a process that has not imported torch, to start fast."""
+    if "torch" in sys.modules:
+        return sys.modules["torch"].full(shape, value)
+    return np.full(shape, value, np.float32 if isinstance(value, float) else None)
+
+
+def space(low: float, high: float, size: int) -> Any:
+    """Return a gymnasium space, which is imported for it."""
+    import gymnasium
+
+    return gymnasium.spaces.Box(low, high, (size,))
 
 
 def as_array(picture: Any) -> np.ndarray:
@@ -208,8 +222,8 @@ class FakeEnv:
     camera: Any = None
     num_actions: int = NUM_ACTIONS
     num_observations: int = 4
-    action_space: Any = gymnasium.spaces.Box(-1, 1, (NUM_ACTIONS,))
-    observation_space: Any = gymnasium.spaces.Box(-1, 1, (4,))
+    action_space: Any = cached_property(lambda _: space(-1, 1, NUM_ACTIONS))
+    observation_space: Any = cached_property(lambda _: space(-1, 1, 4))
     extras: Any = None
     can_be_wrapped: bool = True
 
@@ -261,26 +275,26 @@ class FakeEnv:
         """Only counts."""
         self.calls.append("build")
 
-    def step(self, actions: torch.Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Shows the next number. The episodes end as the constructor was told."""
         self.calls.append("step")
         number, self.steps = self.steps, self.steps + 1
         self.show(number)
-        terminated = torch.full((self.num_envs,), number in self.others_done_at)
+        terminated = filled(number in self.others_done_at, self.num_envs)
         terminated[self.watched] = number in self.terminated_at
-        truncated = torch.zeros(self.num_envs, dtype=torch.bool)
+        truncated = filled(False, self.num_envs)
         truncated[self.watched] = number in self.truncated_at
         flags = self.make_flags(terminated, truncated)
-        return self.get_observations(), torch.zeros(self.num_envs), *flags, self.extras
+        return self.get_observations(), filled(0.0, self.num_envs), *flags, self.extras
 
-    def reset(self, env_ids: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
+    def reset(self, env_ids: Any = None) -> tuple[Any, dict[str, Any]]:
         """Only counts."""
         self.calls.append("reset")
         return self.get_observations(), self.extras
 
-    def get_observations(self) -> torch.Tensor:
+    def get_observations(self) -> Any:
         """Zeros."""
-        return torch.zeros(self.num_envs, self.num_observations)
+        return filled(0.0, self.num_envs, self.num_observations)
 
     def close(self) -> None:
         """Only counts."""
