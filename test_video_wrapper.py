@@ -41,6 +41,7 @@ import pytest
 import torch
 
 from spec.suite.doubles import Asked, Flags, Interrupts, Large, OnDevice, first_only, never, only_at
+from spec.suite.genesis_scenes import count_renders, wrap_stage
 from spec.suite.harness import saved_or_warned, warned
 from spec.suite.processes import encoders, needs_proc, refuse_threads
 from spec.suite.video_reader import Shown, moving_clip, psnr, read_step, sharpness
@@ -1192,6 +1193,7 @@ class TestEpisodes:
             shown = 404 + offset
             assert fake.video(f"{steps - 2 + offset}.mp4").steps == [*range(shown, shown + 5)]
 
+    @pytest.mark.of_module
     @pytest.mark.clause("TRIG-1")
     def test_the_default_schedule_is_exact_for_any_number(self, module: Any) -> None:
         trigger = module.capped_cubic_episode_trigger
@@ -1944,6 +1946,22 @@ class TestFiles:
             wrapper.close()
         assert "0.mp4" in fake.files()
 
+    @pytest.mark.clause("FILE-8e")
+    @pytest.mark.parametrize("shown", [[0], [0, 1]], ids=str)
+    def test_an_env_that_a_real_scene_does_not_render_is_named(
+        self, genesis: Any, new_stage: type, shown: list[int]
+    ) -> None:
+        stage = new_stage(scene={"rendered_envs_idx": shown})
+        names = [r"rendered_envs_idx", re.escape("[0]"), r"env_idx\W+1\b"]
+        with warned(*names, count=int(shown == [0])):
+            wrapper = wrap_stage(genesis, stage, env_idx=1, record_final_episode=False)
+            for _ in range(2):
+                wrapper.start_recording()
+                for _ in range(3):
+                    wrapper.step(None)
+            wrapper.close()
+        assert genesis.video("0.mp4").count == 2
+
     @pytest.mark.clause("FILE-10")
     def test_a_relative_out_dir_is_meant_from_where_it_was_given(
         self, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -2576,6 +2594,20 @@ class TestLogging:
         wrapper.close()
         assert len(fake.files()) == 3
         assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.clause("LOG-3")
+    def test_no_progress_is_printed_without_logging(
+        self, genesis: Any, new_stage: type, capfd: pytest.CaptureFixture
+    ) -> None:
+        stage = new_stage()
+        count_renders(stage, seconds=1.2)
+        wrapper = wrap_stage(genesis, stage, logging=False)
+        for _ in range(12):
+            wrapper.step(None)
+        capfd.readouterr()
+        wrapper.close()
+        assert "0.mp4" in genesis.files()
+        assert capfd.readouterr().out == ""
 
     @pytest.mark.clause("LOG-1e")
     def test_a_line_that_cannot_be_printed_raises_nothing(
