@@ -24,14 +24,11 @@ Copy this file into your project and ``pip install imageio-ffmpeg``, which bring
     ...  # train
     env.close()
 
-The parts, in data-flow order. Ids in parentheses, such as (TIME-4), are clauses of the spec.
-
-- `Wrapper` passes everything through to the wrapped env.
-- `VideoWrapper` counts steps and episodes, and decides which recording lives.
-- `_Recording` has the steps of one video, and its frames so far.
-- `_Encoder` turns frames into a complete video, through ffmpeg.
-- `_DeferredRenderer` stores what a Genesis camera would show, and renders it later. A copy works
-  without it if `VideoWrapper._defer` returns False.
+The parts, in data-flow order: `Wrapper` passes everything through to the env. `VideoWrapper` counts
+steps and episodes, and decides which recording lives. `_Recording` has the frames of one video so
+far. `_Encoder` makes a video of them. `_DeferredRenderer` stores what a Genesis camera would show,
+to render it later; a copy works without it if `VideoWrapper._defer` returns False. Ids such as
+(TIME-4) are clauses of the specification.
 """
 # The annotations are those of the documented API, and Genesis need not be installed:
 # ruff: noqa: RUF013, UP006, UP035
@@ -69,9 +66,8 @@ if TYPE_CHECKING:
     import gymnasium
     import torch
 
-GenesisEnv = Any  # an env of genesis-forge, or any that has what `VideoWrapper` says
-__version__ = "2.0.0"
-__spec_version__ = "2.0.0"
+GenesisEnv = Any  # an env of genesis-forge, or any that has what `VideoWrapper` needs
+__version__ = __spec_version__ = "2.0.0"
 
 # The suffixes that a video's name may have, and ffmpeg's muxer for each.
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -81,7 +77,6 @@ WORTHWHILE_SECONDS = 1.0  # a recording this long is preferred to an older one (
 FIRST_RESTART = 4  # an episode that goes on is recorded again from its steps 4N, 8N, ... (FIN-2)
 MEMORY_SHARE = 1 / 4  # of the available memory, for the snapshots of a recording (FIN-9)
 PROGRESS_SECONDS = 5.0  # after which a `close()` that renders says how far it is (LOG-1)
-HEAD_SIZE = 64  # bytes, within which complete MP4 files have their index (moov)
 
 
 def capped_cubic_episode_trigger(episode: int) -> bool:
@@ -94,11 +89,7 @@ def _delegated(name: str, doc: str) -> Any:
 
 
 class Wrapper:
-    """Passes everything through to the wrapped env (DEL-1 to 4).
-
-    Attributes that the wrapper does not define are read from the env, and assigned to it if the env
-    has them. Names that begin with an underscore stay the wrapper's own.
-    """
+    """Passes everything through to the wrapped env, also attributes that are read or set (DEL)."""
 
     can_be_wrapped: bool = True
     env: GenesisEnv = None
@@ -114,16 +105,14 @@ class Wrapper:
     extras: dict = _delegated("extras", "The infos that the environment returns.")
 
     def __init__(self, env: GenesisEnv) -> None:
-        needs = "step", "dt", "num_envs"
-        if isinstance(env, type) or not all(hasattr(env, name) for name in needs):
-            expected = "an environment instance with step, dt and num_envs"
-            raise TypeError(f"env must be {expected}, got {env!r:.200}")
-        is_wrappable = getattr(env, "can_be_wrapped", True)
-        _demand(is_wrappable, "env", "one that can be wrapped (can_be_wrapped is False)", env)
+        if isinstance(env, type) or not all(hasattr(env, x) for x in ("step", "dt", "num_envs")):
+            needs = "an environment instance with step, dt and num_envs"
+            raise TypeError(f"env must be {needs}, got {env!r:.200}")
+        _demand(getattr(env, "can_be_wrapped", True), "env", "one with can_be_wrapped=True", env)
         self.env = env
         if "genesis_forge" in sys.modules:
-            # Its wrappers for RL libraries accept only its own classes: become one of them (API-9).
-            with contextlib.suppress(ImportError):  # one of those libraries is not installed
+            with contextlib.suppress(ImportError):  # an RL library is not installed
+                # Its wrappers for those accept only its own classes: become one of them (API-9).
                 from genesis_forge.wrappers.wrapper import Wrapper as ForgeWrapper
 
                 if not isinstance(self, ForgeWrapper):
@@ -160,22 +149,21 @@ class VideoWrapper(Wrapper):
     Exceptions of the env, the camera or a trigger are passed on (FAIL-3).
 
     Args:
-        env: The environment to wrap, built or not. It needs `dt`, `num_envs`, `step` and the
-            methods that are called.
-        camera_attr: The base environment's attribute that holds the camera. That has `render()` or
-            `read()`, which return a uint8 array or tensor of shape (height, width, 3) or (rendered
-            envs, height, width, 3), or a tuple that begins with one (FILE-8).
+        env: The environment to wrap, built or not. It has `dt`, `num_envs` and `step`.
+        camera_attr: The attribute of the base environment that holds the camera. Its `render()` or
+            `read()` returns a uint8 array or tensor of shape (height, width, 3), one more for each
+            rendered env in front of it, or a tuple that begins with such an image (FILE-8).
         video_length_sec: Length of each video, in seconds of simulation.
         episode_trigger: Called once for each episode of the watched env, with its number from 0. If
-            it returns True, the episode is recorded. If both triggers are None, it is
-            `capped_cubic_episode_trigger` (TRIG).
+            it returns True, the episode is recorded. If both triggers are None, the episodes are
+            those of `capped_cubic_episode_trigger` (TRIG).
         step_trigger: Called for each step, with its number from 0, while no active recording is
             running. If it returns True, a recording starts with this step.
         out_dir: The folder for the videos. It is created if it is missing.
         fps: Frames per second. The nearest rate with a whole number of steps per frame is used.
         env_idx: The watched env: its episodes are counted, and its image is taken.
-        filename: A file name ending in .mp4, .m4v, .mov or .mkv. Each video overwrites the one
-            before. If None, a video is named ``{step}.mp4`` after its first step.
+        filename: A name ending in .mp4, .m4v, .mov or .mkv. Each video overwrites the one before.
+            If None, a video is named ``{step}.mp4`` after its first step.
         record_final_episode: Whether `close` saves a video of the final episode (FIN).
         logging: Whether to print a line for each saved video.
 
@@ -218,11 +206,11 @@ class VideoWrapper(Wrapper):
         _demand(out_dir not in (None, ""), "out_dir", "the name of a folder", out_dir)
         self._env_idx = env_idx
         self._demand_env_idx()
-        dt, rate = _positive("env.dt", env.dt), _positive("fps", fps)
+        dt = _positive("env.dt", env.dt)
+        per_frame = 1 / _positive("fps * env.dt", _positive("fps", fps) * dt)
         length = _positive("video_length_sec", video_length_sec) / dt
         self._length = max(1, math.ceil(_integral(_positive("video_length_sec / env.dt", length))))
-        per_frame = _positive("1 / (fps * env.dt)", 1 / _positive("fps * env.dt", rate * dt))
-        self._stride = max(1, round(_integral(2 * per_frame) / 2))
+        self._stride = max(1, round(_integral(2 * _positive("1 / (fps * env.dt)", per_frame)) / 2))
         self._rate = Fraction(1 / (self._stride * dt)).limit_denominator(MAX_DENOMINATOR)
         _demand(0 < self._rate <= MAX_RATE, "fps", "a rate that players take with this env.dt", fps)
         self._worthwhile = min(self._length, math.ceil(_integral(WORTHWHILE_SECONDS / dt)))
@@ -238,8 +226,7 @@ class VideoWrapper(Wrapper):
         self._asked_episode = -1
         self._next_background = 0  # the episode's step from which a background recording is due
         self._renderer: _DeferredRenderer | None = None
-        self._can_defer, self._has_warned = True, False
-        self._serial = next(_serials)
+        self._can_defer, self._has_warned, self._serial = True, False, next(_serials)
         _living[self._serial] = self
 
     @property
@@ -314,8 +301,7 @@ class VideoWrapper(Wrapper):
         recording = self._recording
         if recording is None:
             return
-        start, stop = recording.steps.start, recording.steps.stop
-        recording.steps = range(start, min(stop, self._step))
+        recording.steps = range(recording.steps.start, min(recording.steps.stop, self._step))
         if not recording.frames:
             self._discard([recording])
         elif recording.type == "active":
@@ -374,15 +360,12 @@ class VideoWrapper(Wrapper):
         if type == "active" and self._renderer is not None:
             self._renderer.hand_over()
         shown = self._rendered_envs()
-        if shown is not None and self._env_idx not in shown and not self._has_warned:
+        if shown and self._env_idx not in shown and not self._has_warned:
             self._has_warned = True
-            which = f"rendered_envs_idx={shown}, not env_idx={self._env_idx}"
-            _warn(
-                f"{self._camera_attr} shows {which}: pass VisOptions(rendered_envs_idx=[env_idx])"
-            )
-        encoder = _Encoder(
-            os.path.join(self._out_dir, self._filename or f"{self._step}.mp4"), self._rate
-        )
+            found = f"shows rendered_envs_idx={shown}, not env_idx={self._env_idx}"
+            _warn(f"{self._camera_attr} {found}: pass VisOptions(rendered_envs_idx=[env_idx])")
+        path = os.path.join(self._out_dir, self._filename or f"{self._step}.mp4")
+        encoder = _Encoder(path, self._rate)
         steps = range(self._step, self._step + self._length)
         self._recording = _Recording(type, self._episode, steps, steps[:: self._stride], encoder)
         _save_all_at_exit()
@@ -405,22 +388,21 @@ class VideoWrapper(Wrapper):
         scene, camera = getattr(self.unwrapped, "scene", None), self._camera()
         if not (self._can_defer and type(scene).__module__.startswith("genesis.")):
             return False
-        import psutil  # Genesis brings it
-
         try:
             if self._renderer is None or not self._renderer.is_of(scene, camera):
                 self._renderer = _DeferredRenderer(scene, camera)
             render, nbytes = self._renderer.snapshot()
         except _CannotDefer as reason:
             self._can_defer = False
-            for earlier in [recording, *self._kept]:
-                earlier.snapshots.clear()  # they cannot be trusted either
+            recording.snapshots.clear()
             what = f"cannot defer rendering of {self._camera_attr} ({reason})"
             remedy = "If this is too slow, pass record_final_episode=False."
             _warn(f"{what}, so every background frame is rendered now. {remedy}")
             return False
         except Exception as error:  # for example, the device is out of memory
             raise _RecordingFailed(f"{type(error).__name__}: {error}") from error
+        import psutil  # Genesis brings it
+
         room = recording.room or psutil.virtual_memory().available * MEMORY_SHARE
         recording.room = room - nbytes
         if recording.room < 0:
@@ -430,12 +412,12 @@ class VideoWrapper(Wrapper):
         return True
 
     def _replaces(self, newer: _Recording, older: _Recording) -> bool:
-        """Return whether `close` prefers the newer recording, so that the older can go (FIN-3)."""
+        """Whether `close` prefers the newer recording, so that the older can go (FIN-3)."""
         is_better = newer.type == "background" and not self._is_worthwhile(older)
         return newer.steps.start > older.steps.start and (is_better or self._is_worthwhile(newer))
 
     def _is_worthwhile(self, recording: _Recording) -> bool:
-        """Return whether it is long enough to watch, or its episode has ended (FIN-3)."""
+        """Whether it is long enough to watch, or its episode has ended (FIN-3)."""
         lasted = min(self._step + 1, recording.steps.stop) - recording.steps.start
         has_ended = recording.type == "background" and recording.episode < self._episode
         return has_ended or lasted >= self._worthwhile
@@ -563,11 +545,10 @@ def _save_all() -> None:
 
 
 def _leave_to_parent() -> None:
-    """Forget the recordings in a forked child, because they are its parent's (CLOSE-5)."""
-    for wrapper in [*_living.values()]:
+    for wrapper in [*_living.values()]:  # in a forked child: the recordings are its parent's
         for recording in [*wrapper._kept, *filter(None, [wrapper._recording])]:
             recording.encoder.leave_to_parent()
-        wrapper._recording, wrapper._kept = None, []
+        wrapper._recording, wrapper._kept = None, ()
 
 
 if hasattr(os, "register_at_fork"):
@@ -599,17 +580,16 @@ class _Encoder:
     """Encodes one video with an ffmpeg process: `write` each frame, then `finish` or `discard`.
 
     The video is written to a partial file and renamed when it is complete (FILE-3). A call that
-    Ctrl-C interrupts can be made again. `frames` is the number of frames so far.
+    Ctrl-C interrupts can be made again.
     """
 
     def __init__(self, path: str, rate: Fraction) -> None:
         self.path, self.frames = path, 0
-        self._part, self._rate = _partial_name(path), rate
+        self._part, self._rate = f"{path}.{os.urandom(4).hex()}.part", rate
         self._process: Any = None
         self._shape: tuple[int, ...] = ()
-        self._start_lock = threading.Lock()
+        self._start_lock, self._is_over = threading.Lock(), False
         self._start_error: Exception | None = None
-        self._is_over = False
 
     def write(self, frame: np.ndarray) -> None:
         """Encode a frame: uint8, (height, width, 3), all of one size."""
@@ -641,9 +621,11 @@ class _Encoder:
                 process.stdin.flush()
                 process.stdin.close()
             message = process.stderr.read().decode(errors="replace").strip()
-            # The exit code is lost where SIGCHLD is ignored, so look at the file as well.
-            if process.wait() or message or not _is_complete(self._part):
-                raise OSError(message or f"ffmpeg ended with exit code {process.returncode}")
+            code = process.wait()  # 0 where SIGCHLD is ignored, so look at the file as well
+            with open(self._part, "rb") as file:
+                head = file.read(64)  # where ffmpeg moves the index (moov) of an MP4 last
+            if message or code or not (b"moov" in head or b"matroska" in head):
+                raise OSError(message or f"ffmpeg ended with exit code {code}")
         except Exception as error:
             self.discard()
             raise _RecordingFailed(str(error)) from error
@@ -676,9 +658,8 @@ class _Encoder:
             self._process.stderr.close()
 
     def _start(self, shape: tuple[int, ...]) -> None:
-        # In a thread, because Ctrl-C inside Popen would lose the process.
         thread = threading.Thread(target=self._launch, args=(shape,))
-        try:
+        try:  # in a thread, because Ctrl-C inside Popen would lose the process
             thread.start()
             thread.join()
         except RuntimeError:  # Python starts no thread while it exits
@@ -692,38 +673,34 @@ class _Encoder:
             _ffmpeg(), "-loglevel", "error", "-nostdin", "-y",
             "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{shape[1]}x{shape[0]}",
             "-framerate", f"{self._rate.numerator}/{self._rate.denominator}", "-i", "pipe:0",
-            # yuv420p needs even sizes. The colours are named, or players guess them from the size;
-            # ffmpeg 4's encoder does not learn them from the filter.
+            # yuv420p needs even sizes. Colours are named twice, for ffmpeg 4, because players guess.
             "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709,"
             + "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709",
             "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
             # Slower presets take more of the training's cores and look no better; zerolatency holds
-            # no frames back. At the default crf, moving robots blur and thin arrows vanish (FILE-11).
+            # no frames back. At the default crf, moving robots blur and thin arrows vanish.
             "-c:v", "libx264", "-preset", "veryfast", "-tune", "zerolatency", "-threads", "1",
             "-crf", "17", "-x264-params", "chroma-qp-offset=-3:no-dct-decimate=1",
             "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", _muxer(self.path), self._part,
         ]
+        options: dict[str, Any] = {
+            "stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE,
+            "restore_signals": False,  # ffmpeg reports a file-size limit, and lives
+            "start_new_session": True,  # out of reach of signals to this process' group
+            "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        }
         # fmt: on
         set_mask: Any = getattr(signal, "pthread_sigmask", lambda *_: None)  # Windows has none
         with self._start_lock:
             if self._process is not None or self._is_over:
                 return  # Ctrl-C interrupted the start, and another call came first
-            self._shape = shape
             # A signal to the whole job reaches ffmpeg, too. It inherits this mask, so that only
             # SIGKILL ends it before its pipe closes (CLOSE-14).
             before = set_mask(getattr(signal, "SIG_BLOCK", 0), signal.valid_signals())
             try:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
-                self._process = subprocess.Popen(
-                    command,
-                    bufsize=math.prod(shape),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    restore_signals=False,  # ffmpeg reports a file-size limit, and lives
-                    start_new_session=True,  # out of reach of signals to this process' group
-                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-                )
+                self._shape = shape
+                self._process = subprocess.Popen(command, bufsize=math.prod(shape), **options)
             except Exception as error:  # noqa: BLE001 the caller waits for this thread
                 self._start_error = error
             finally:
@@ -747,22 +724,26 @@ class _DeferredRenderer:
 
     `camera.render()` first updates what is drawn and then draws it. `snapshot` has Genesis make the
     update, but for placing bodies, which takes longest, and copies the result. `render` puts a
-    snapshot in place, draws it, and puts the present back. The simulation and all cameras go on as
-    if nothing had been recorded.
+    snapshot in place, draws it, and puts the present back. All cameras stay where they were.
     """
 
     POSE = ("_pos", "_lookat", "_up", "_transform", "_quat")  # the attributes that move a camera
 
     def __init__(self, scene: Any, camera: Any) -> None:
+        import genesis
+        import torch
+
+        self._gs: Any = genesis
+        self._torch: Any = torch
         self._scene, self._camera, self._visualizer = scene, camera, scene.visualizer
-        self._held: list[tuple[Any, str]] = []  # the attributes to put back
         self._smoothed: dict[str, Any] = {}  # the pose of a camera that follows with smoothing
         self._drawings: set[Any] = set()  # in the last snapshot
+        self._attributes: list[tuple[Any, str]] = []  # that decide an image
 
     def is_of(self, scene: Any, camera: Any) -> bool:
-        """Return whether it renders this camera: an env's `build` may make a new scene."""
-        present = scene, camera, getattr(scene, "visualizer", None)
-        return all(map(operator.is_, present, (self._scene, self._camera, self._visualizer)))
+        """Whether it renders this camera: an env's `build` may make a new scene."""
+        is_same = scene is self._scene and camera is self._camera
+        return is_same and getattr(scene, "visualizer", None) is self._visualizer
 
     def hand_over(self) -> None:
         """Move the camera to where the last snapshot had it: an active recording goes on there."""
@@ -771,25 +752,21 @@ class _DeferredRenderer:
 
     def snapshot(self) -> tuple[Callable[[], Any], int]:
         """Return a function that renders the present frame, and the bytes that this takes."""
-        import torch
-
-        try:
-            # Genesis keeps tensors that are made here. Those of inference mode it could not change.
-            with torch.inference_mode(False):
-                return self._take()
-        except AttributeError as error:
-            if not type(error.obj).__module__.startswith("genesis."):
-                raise
-            name = f"{type(error.obj).__name__}.{error.name}"
-            raise _CannotDefer(f"this Genesis has no {name}") from error
+        # Genesis keeps tensors that are made here. Those of inference mode it could not change.
+        with self._torch.inference_mode(False):
+            if self._attributes:
+                return self._take(is_first=False)
+            try:
+                self._prepare()
+                return self._take(is_first=True)
+            except (AttributeError, ImportError) as error:
+                raise _CannotDefer(f"this Genesis is unknown: {error}") from error
 
     def render(self, snapshot: _Snapshot, is_check: bool = False) -> Any:
         """Render a snapshot. Return what `camera.render` would have returned."""
-        import torch
-
         if not (self._scene.is_built and self.is_of(self._scene, self._camera)):
             raise _CannotDefer("the scene is gone: call close() before gs.destroy()")
-        with torch.inference_mode(False), self._restored(self._nodes()):
+        with self._torch.inference_mode(False), self._restored(self._nodes()):
             self._put(snapshot)
             self._visualizer._t = self._context._t = math.inf  # Genesis updates nothing
             # An env may count what its camera renders, or change it: a check is not its business.
@@ -797,14 +774,12 @@ class _DeferredRenderer:
 
     def _prepare(self) -> None:
         """Look for what cannot be rendered later, and for what decides an image."""
-        from genesis.vis.camera import Camera
-
         scene, camera, visualizer = self._scene, self._camera, self._visualizer
         context, solvers = visualizer.context, scene.active_solvers
+        if getattr(type(camera), "render", None) is not self._gs.vis.camera.Camera.render:
+            raise _CannotDefer(f"a {type(camera).__name__} renders in its own way")
         obstacles = {
-            f"{type(camera).__name__} renders by itself": type(camera).render is not Camera.render,
-            "the camera's scene is not built": camera not in visualizer.cameras
-            or not scene.is_built,
+            "the scene is not built": not scene.is_built,
             "a viewer can change the scene": visualizer.viewer,
             "only the rasterizer can": visualizer.renderer is not visualizer.rasterizer,
             "soft bodies or particles": not all(hasattr(s, "update_vgeoms") for s in solvers),
@@ -815,120 +790,118 @@ class _DeferredRenderer:
         for obstacle in [obstacle for obstacle, is_there in obstacles.items() if is_there]:
             raise _CannotDefer(obstacle)
         self._context, self._renderer = context, context._scene
-        self._envs, self._body_nodes = [*context.rendered_envs_idx], {*context.rigid_nodes.values()}
+        self._envs = self._torch.tensor([*context.rendered_envs_idx], device=self._gs.device)
+        self._body_nodes = {*context.rigid_nodes.values()}
         # Bodies have visual or collision geometry. Before Genesis 1.4.2, solvers keep matrices for
         # rendering them, which are among the attributes.
         solvers, has_poses = [*context._rigid_solvers()], hasattr(context, "rigid_geoms_T")
         modes = [(solver, body.surface.vis_mode) for solver in solvers for body in solver.entities]
         self._batches = {(solver, mode == "visual") for solver, mode in modes if has_poses}
+        names = "update_geoms_render_T", "update_vgeoms", "update_vgeoms_render_T"
+        self._updates = [(s, name) for s in solvers for name in names if hasattr(s, name)]
         renderer, lights = self._renderer, self._renderer.light_nodes
-        names = [
-            *((camera, "_transform"), (camera, "_fov"), (context.jit, "reflection_mat")),
-            *((context, "shadow"), (context, "plane_reflection")),
-            *((renderer, "bg_color"), (renderer, "ambient_light")),
-            *((node, "_matrix") for node in lights),
-            *((node.light, name) for node in lights for name in ("color", "intensity")),
-            *((solver, f"_{kind}_render_T") for solver in solvers for kind in ("geoms", "vgeoms")),
-        ]
-        self._attributes = [(owner, name) for owner, name in names if hasattr(owner, name)]
-        clocks = [(visualizer, "_cameras"), (visualizer, "_t"), (context, "_t")]
-        self._held = [*self._attributes, *clocks, *((camera, name) for name in self.POSE)]
+        owners = [(camera, "_fov"), (context, "shadow plane_reflection")]
+        owners += [(context.jit, "reflection_mat"), (renderer, "bg_color ambient_light")]
+        owners += [(light, "_matrix") for light in lights]
+        owners += [(light.light, "color intensity") for light in lights]
+        if not has_poses:
+            owners += [(solver, "_geoms_render_T _vgeoms_render_T") for solver in solvers]
+        pairs = [(owner, name) for owner, names in owners for name in names.split()]
+        self._attributes = [(owner, name) for owner, name in pairs if hasattr(owner, name)]
 
-    def _take(self) -> tuple[Callable[[], Any], int]:
-        is_first = not self._held
-        if is_first:
-            self._prepare()
-        camera, context, visualizer = self._camera, self._context, self._visualizer
+    def _take(self, is_first: bool) -> tuple[Callable[[], Any], int]:
+        camera, context, bodies = self._camera, self._context, None
         is_drawn = context._t >= self._scene.sim.cur_step_global  # the env has rendered itself
-        moves = camera._followed_entity is not None or camera._attached_link is not None
-        with self._restored():
-            if not is_drawn or self._smoothed:
-                pose = self._smoothed or {
-                    name: getattr(camera, name) for name in self.POSE if moves
-                }
-                vars(camera).update(copy.deepcopy(pose))
-                visualizer._cameras, visualizer._t = [camera], -1  # no other camera moves
-                visualizer.update_visual_states()
-                is_smooth = camera._follow_smoothing is not None
-                self._smoothed = {name: getattr(camera, name) for name in self.POSE if is_smooth}
+        transform = self._moved_transform(is_drawn)
+        if not is_drawn:
+            for solver, update in self._updates:
+                getattr(solver, update)()
             # Before Genesis 1.4.5, an update alone tells whether contacts and sensors are drawn.
             draws = context.link_frame_shown or getattr(context, "tracked_nodes", True)
-            bodies = None
-            if is_drawn or context.dynamic_nodes or camera.debug and draws:
-                context.update()
+            if context.dynamic_nodes or camera.debug and draws:
+                with self._restored():
+                    self._visualizer._t = math.inf  # no camera moves
+                    context.update()
             else:
                 bodies = {batch: self._poses(*batch) for batch in self._batches}
-            values = [(o, name, copy.deepcopy(getattr(o, name))) for o, name in self._attributes]
-            nodes = self._nodes(without=() if bodies is None else self._body_nodes)
-            snapshot = _Snapshot(values, bodies, nodes)
-            image = type(camera).render(camera)[0] if is_first else None
-            if not is_drawn and not hasattr(context, "tracked_nodes"):
-                # Before Genesis 1.4.5, the next update of this step would draw contacts twice.
-                context.clear_dynamic_nodes(only_outdated=False)
-            if is_first:
-                self._check(snapshot, image)
+        values = [(owner, name, _copied(getattr(owner, name))) for owner, name in self._attributes]
+        nodes = self._nodes(without=() if bodies is None else self._body_nodes)
+        snapshot = _Snapshot([(camera, "_transform", transform), *values], bodies, nodes)
+        if is_first:
+            self._check(snapshot)
+        if not is_drawn and not hasattr(context, "tracked_nodes"):
+            # Before Genesis 1.4.5, the next update of this step would draw contacts twice.
+            context.clear_dynamic_nodes(only_outdated=False)
         return functools.partial(self.render, snapshot), self._size(snapshot)
+
+    def _moved_transform(self, is_drawn: bool) -> Any:
+        """Return the camera's transform after the move that rendering makes. Leave the camera."""
+        camera, is_attached = self._camera, self._camera._attached_link is not None
+        is_still = not is_attached and camera._followed_entity is None
+        if is_still or is_drawn and not self._smoothed:
+            return _copied(camera._transform)
+        own = {name: getattr(camera, name) for name in self.POSE}
+        try:
+            vars(camera).update({n: _copied(v) for n, v in (self._smoothed or own).items()})
+            camera.move_to_attach() if is_attached else camera.update_following()
+            is_smooth = camera._follow_smoothing is not None
+            self._smoothed = {name: getattr(camera, name) for name in self.POSE if is_smooth}
+            return _copied(camera._transform)
+        finally:
+            vars(camera).update(own)
 
     @contextlib.contextmanager
     def _restored(self, nodes: Any = None) -> Iterator[None]:
         """Put the present back in the end: the very objects, since some are changed in place."""
-        present = [(owner, name, getattr(owner, name)) for owner, name in self._held]
+        clocks = [(self._visualizer, "_t"), (self._context, "_t"), (self._camera, "_transform")]
+        names = [*clocks, *self._attributes]
+        present = [(owner, name, getattr(owner, name)) for owner, name in names]
         try:
             yield
         finally:
             self._put(_Snapshot(present, None, nodes))
 
-    def _poses(self, solver: Any, is_visual: bool) -> np.ndarray:
-        """Return positions and quaternions of a solver's bodies, of shape (envs, bodies, 7)."""
-        import torch
-        from genesis.utils.misc import qd_to_torch
-
+    def _poses(self, solver: Any, is_visual: bool) -> Sequence[Any]:
+        """Return positions (envs, bodies, 3) and quaternions (envs, bodies, 4) of the rendered envs."""
+        to_torch = self._gs.utils.misc.qd_to_torch
         state = solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms
-        # On a GPU, the rendered envs are selected there: one small copy, and one wait.
-        parts = [qd_to_torch(part, transpose=True)[self._envs] for part in (state.pos, state.quat)]
-        return torch.cat(parts, -1).cpu().numpy()
-
-    def _shown_nodes(self) -> set[Any]:
-        nodes, debug = self._renderer.mesh_nodes, self._camera.debug
-        return {node for node in nodes if debug or not node.mesh.is_marker}  # such as arrows
+        parts = [to_torch(part, transpose=True)[self._envs] for part in (state.pos, state.quat)]
+        # From a GPU, in one copy with one wait.
+        return parts if parts[0].is_cpu else self._torch.cat(parts, -1).cpu().split((3, 4), -1)
 
     def _nodes(self, without: Any = ()) -> list[Any]:
         ranks, nodes = getattr(self._renderer, "_node_ranks", {}), []
-        for node in self._shown_nodes().difference(without):
-            part, *others = node.mesh.primitives
-            poses = None if others or part.poses is None else part.poses.copy()
-            nodes.append((node, ranks.get(node), np.array(node.matrix), poses))
+        for node in self._renderer.mesh_nodes.difference(without):
+            if self._camera.debug or not node.mesh.is_marker:  # such as an arrow
+                part, *others = node.mesh.primitives
+                poses = None if others or part.poses is None else part.poses.copy()
+                nodes.append((node, ranks.get(node), np.array(node.matrix), poses))
         return nodes
 
     def _size(self, snapshot: _Snapshot) -> int:
         """Return its bytes, with the meshes of drawings that are new in it."""
         arrays = [value for *_, value in [*snapshot.attributes, *snapshot.nodes]]
-        drawings = {node for node, *_ in snapshot.nodes} - self._body_nodes
-        parts = [part for node in drawings - self._drawings for part in node.mesh.primitives]
-        arrays += [value for part in parts for value in vars(part).values()]
-        self._drawings = drawings
-        return sum(getattr(a, "nbytes", 0) for a in [*arrays, *(snapshot.bodies or {}).values()])
+        arrays += [part for parts in (snapshot.bodies or {}).values() for part in parts]
+        known, self._drawings = self._drawings, {node for node, *_ in snapshot.nodes}
+        for node in self._drawings - known - self._body_nodes:
+            arrays += [value for part in node.mesh.primitives for value in vars(part).values()]
+        return sum(getattr(array, "nbytes", 0) for array in arrays)
 
     def _put(self, snapshot: _Snapshot) -> None:
         """Make a snapshot what is drawn."""
-        from genesis.utils.geom import trans_quat_to_T
-
         context, renderer, bodies = self._context, self._renderer, snapshot.bodies
         for owner, name, value in snapshot.attributes:
             setattr(owner, name, value)
         if snapshot.nodes is None:
             return
         if bodies is not None:
-            stand_in = copy.copy(
-                context
-            )  # takes the poses from the snapshot, and draws no contacts
+            to_matrices = self._gs.utils.geom.trans_quat_to_T
+            stand_in = copy.copy(context)  # has the poses of the snapshot, and draws no contacts
+            stand_in.rigid_geoms_T = lambda *it: to_matrices(*(part.numpy() for part in bodies[it]))
             stand_in.tracked_nodes = {}
-            stand_in.rigid_geoms_T = lambda *batch: trans_quat_to_T(
-                *np.split(bodies[batch], [3], axis=-1)
-            )
             stand_in.update_rigid()
-        kept = {node for node, *_ in snapshot.nodes}
-        for node in self._shown_nodes() - kept - (set() if bodies is None else self._body_nodes):
+        placed = set() if bodies is None else self._body_nodes
+        for node, *_ in self._nodes(without=placed.union(node for node, *_ in snapshot.nodes)):
             renderer.remove_node(node)
         for node, rank, matrix, poses in snapshot.nodes:
             if not renderer.has_node(node):
@@ -944,20 +917,27 @@ class _DeferredRenderer:
                 context.jit.update_buffer(*target, poses.transpose((0, 2, 1)))
         renderer._bounds = None
 
-    def _check(self, snapshot: _Snapshot, image: Any) -> None:
+    def _check(self, snapshot: _Snapshot) -> None:
         """Check that Genesis draws what a snapshot says, also bodies and camera elsewhere."""
-        (camera, name, transform), *others = snapshot.attributes
-        view, far = np.reshape(transform.tolist(), (-1, 4, 4))[0], copy.deepcopy(transform)
+        camera, (_, name, transform), *others = self._camera, *snapshot.attributes
+        with self._restored():
+            camera._transform, self._visualizer._t = transform, math.inf  # no camera moves
+            image = type(camera).render(camera)[0]
+        view, far = np.reshape(transform.tolist(), (-1, 4, 4))[0], _copied(transform)
         far[..., :3, 3] += 1000  # metres, where it sees nothing
-        near = {batch: poses.copy() for batch, poses in (snapshot.bodies or {}).items()}
-        for poses in near.values():
-            poses[..., :3] = view[:3, 3] - 2 * view[:3, 2]  # in front of the camera
+        ahead = self._torch.tensor(view[:3, 3] - 2 * view[:3, 2]).float()
+        bodies = (snapshot.bodies or {}).items()
+        near = {batch: (ahead.expand_as(position), rest) for batch, (position, rest) in bodies}
         seen = snapshot._replace(bodies=near) if near else snapshot
         unseen = seen._replace(attributes=[(camera, name, far), *others])
         images = [self.render(it, is_check=True)[0] for it in (seen, unseen, snapshot)]
-        is_moved = not (np.array_equal(images[0], image) or np.array_equal(*images[:2]))
-        if near and not is_moved or not np.array_equal(images[2], image):
+        is_still = np.array_equal(images[0], image) or np.array_equal(images[0], images[1])
+        if near and is_still or not np.array_equal(images[2], image):
             raise _CannotDefer("this Genesis draws in another way")
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, np.ndarray) else copy.deepcopy(value)
 
 
 @functools.cache
@@ -975,42 +955,31 @@ def _muxer(name: str) -> Any:
     return MUXERS.get(os.path.splitext(name)[1].lower())
 
 
-def _partial_name(path: str) -> str:
-    return f"{path}.{os.urandom(4).hex()}.part"
-
-
 def _recording_folder(out_dir: Any, name: str) -> str:
     """Create the folder, and try in it what recordings do: write, seek back, rename (ARG-7)."""
     folder = os.path.abspath(out_dir)
-    part, renamed = (_partial_name(os.path.join(folder, name)) for _ in range(2))
+    paths = [os.path.join(folder, f"{name}.{os.urandom(4).hex()}.part") for _ in range(2)]
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(part, "wb", buffering=0) as file:
+        with open(paths[0], "wb", buffering=0) as file:
             file.write(b"data")
             file.seek(0)  # ffmpeg writes an MP4's index last, at the front
             file.write(b"index")
-        os.replace(part, renamed)
+        os.replace(*paths)
     except OSError as error:
         what = "out_dir must be a local folder where files can be rewritten and renamed, but"
         raise OSError(error.errno, f"{what}: {error.strerror or error}", out_dir) from error
     finally:
-        for path in part, renamed:
+        for path in paths:
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return folder
 
 
-def _is_complete(path: str) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(HEAD_SIZE)
-    return b"moov" in head or b"matroska" in head  # ffmpeg moves moov there last
-
-
 def _warn(message: str) -> None:
-    """Warn at the line of the caller: the first one outside this file."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename == __file__:
-        level, frame = level + 1, frame.f_back
+        level, frame = level + 1, frame.f_back  # to the line of the caller, outside this file
     warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
@@ -1035,8 +1004,8 @@ def _check_results(result: Any, env_idx: int, num_envs: int) -> None:
     order = "(observations, rewards, terminated, truncated, extras)"
     what = f"env.step must return {order} or (observations, rewards, dones, extras)"
     if not isinstance(result, (tuple, list)) or len(result) not in (4, 5):
-        found = f"{len(result)} results" if isinstance(result, (tuple, list)) else repr(result)
-        raise TypeError(f"{what}, got {found:.200}")
+        count = len(result) if hasattr(result, "__len__") else "no"
+        raise TypeError(f"{what}, got {count} results: {result!r:.200}")
     for flags in result[2:-1]:
         values = np.asarray(flags.tolist() if hasattr(flags, "tolist") else flags)
         is_row = values.shape[:1] == (values.size,) or num_envs == values.size == 1
@@ -1047,7 +1016,6 @@ def _check_results(result: Any, env_idx: int, num_envs: int) -> None:
 
 
 def _is_done(flags: Sequence[Any], env_idx: int) -> bool:
-    """Return whether one of the flags is set for the watched env."""
     of_env = []
     for flag in flags:
         try:
