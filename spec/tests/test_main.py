@@ -1,8 +1,7 @@
-"""What is seen from outside: on import (API-6), in a browser (FILE-17), from a shell and in the README (MAIN)."""
+"""Tests from outside: importing the module, a browser, the demo and the README (API-6, FILE-5, MAIN)."""
 
 from __future__ import annotations
 
-import ast
 import http.server
 import inspect
 import json
@@ -72,7 +71,7 @@ class TestBrowser:
 
 
 def browse(chromium: str, folder: Path, profile: Path) -> dict[str, Any]:
-    """Opens a folder's index.html, from an HTTP server. Returns what the page posts."""
+    """Open a folder's index.html from an HTTP server, and return what the page posts."""
     posted: queue.Queue[bytes] = queue.Queue()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -107,69 +106,62 @@ def browse(chromium: str, folder: Path, profile: Path) -> dict[str, Any]:
         try:
             return json.loads(posted.get(timeout=120))
         except queue.Empty:
-            raise AssertionError("the page has told nothing for 120 s") from None
+            raise AssertionError("the page posted nothing in 120 s") from None
         finally:
             browser.terminate()
             browser.wait()
             server.shutdown()
 
 
-class TestSelfTest:
+def run_demo(python: Any, out_dir: Path, steps: int, before: Path | None = None) -> Any:
+    """Run `python -m spec.demo`. `before` is a folder of modules that are found first."""
+    code = "import runpy; runpy.run_module('spec.demo', run_name='__main__', alter_sys=True)"
+    path = os.pathsep.join(map(str, [*filter(None, [before]), ROOT]))
+    arguments = ["--out-dir", str(out_dir), "--steps", str(steps)]
+    return python(code, *arguments, PYTHONPATH=path)
+
+
+class TestDemo:
     @pytest.mark.clause("MAIN-1a")
-    def test_it_records_two_videos(
-        self, module: Any, python: Any, tmp_path: Path, read_video: Any
+    @pytest.mark.extended
+    def test_demo_records_a_triggered_and_a_final_video(
+        self, real_scene: Any, python: Any, tmp_path: Path, read_video: Any
     ) -> None:
         out_dir = tmp_path / "two videos"
-        arguments = ["--out-dir", str(out_dir), "--steps", "12"]
-        result = python(module.__file__, *arguments)
+        result = run_demo(python, out_dir, 12)
         check_end(result)
-        videos = {path.name: read_video(path) for path in sorted(out_dir.iterdir())}
-        assert len(videos) == 2
+        assert "minutes" in result.stdout.splitlines()[0]
+        videos = {path.name: read_video(path) for path in out_dir.iterdir()}
+        assert sorted(videos) == ["0.mp4", "6.mp4"]
         for name, video in videos.items():
             assert str(out_dir / name) in result.stdout
-            assert f"{video.count} frames, {video.duration:.4g} s" in result.stdout
-            assert (video.width, video.height) == (320, 240)
+            assert (video.count, video.rate, video.width, video.height) == (3, 25, 320, 240)
             assert psnr(video.frames[0], video.frames[-1]) < 50  # something moves
 
     @pytest.mark.clause("MAIN-1b")
     @pytest.mark.parametrize("missing", ["genesis", "imageio_ffmpeg"])
-    def test_it_says_in_a_line_what_is_missing(
-        self, module: Any, python: Any, tmp_path: Path, missing: str
-    ) -> None:
+    @pytest.mark.extended
+    def test_demo_says_what_to_install(self, python: Any, tmp_path: Path, missing: str) -> None:
         (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
-        result = python(module.__file__, "--out-dir", str(tmp_path), PYTHONPATH=str(tmp_path))
-        assert result.returncode not in (0, None)
-        assert len(result.stdout.splitlines()) <= 1  # what it is about to do
+        result = run_demo(python, tmp_path / "videos", 12, before=tmp_path)
+        assert result.returncode == 1
         (line,) = result.stderr.splitlines()
-        assert "pip install" in line
+        package = {"genesis": "torch genesis-world"}.get(missing, "imageio-ffmpeg")
+        assert line.endswith(f"pip install {package}")
 
     @pytest.mark.clause("MAIN-1b")
-    @pytest.mark.parametrize(
-        ("genesis_py", "words"),
-        [
-            (
-                "raise ImportError('libGL.so.1: cannot open shared object file')",
-                r"libGL\.so\.1.* apt-get install libgl1 libegl1 libxrender1$",
-            ),
-            (  # such as 0.2.1 with today's libraries
-                "__version__, cpu = '0.2.1', None\ndef init(**_): 1 / 0",
-                r"Genesis is 0\.2\.1\.",
-            ),
-        ],
-        ids=["OpenGL", "another Genesis"],
-    )
-    def test_it_says_why_genesis_fails(
-        self, module: Any, python: Any, tmp_path: Path, genesis_py: str, words: str
-    ) -> None:
-        (tmp_path / "genesis.py").write_text(genesis_py)
-        result = python(module.__file__, "--out-dir", str(tmp_path), PYTHONPATH=str(tmp_path))
-        assert result.returncode not in (0, None)
+    @pytest.mark.extended
+    def test_demo_says_what_to_install_for_opengl(self, python: Any, tmp_path: Path) -> None:
+        fails = "raise ImportError('libGL.so.1: cannot open shared object file')"
+        (tmp_path / "genesis.py").write_text(fails)
+        result = run_demo(python, tmp_path / "videos", 12, before=tmp_path)
+        assert result.returncode == 1
         (line,) = result.stderr.splitlines()
-        assert re.search(words, line)
+        assert re.search(r"libGL\.so\.1.* apt-get install libgl1 libegl1 libxrender1", line)
 
 
-# What the README's examples are given, each on its own: an env with episodes of 50 steps.
-README_GIVES = """
+# What each example is given: an env of 3 robots with episodes of 50 steps of 0.02 s.
+GIVEN = """
 import torch
 from spec.suite.fake_env import FakeEnv
 from video_wrapper import VideoWrapper
@@ -180,10 +172,9 @@ def MyEnv():
 def policy(observations):
     return torch.zeros(3, 2)
 """
-# The frames of the videos that they leave, by the heading they stand under.
-README_LEAVES = {
-    "Use it": {"videos/0.mp4": 25, "videos/50.mp4": 25, "videos/100.mp4": 25},
-    "Videos in TensorBoard and Weights & Biases": {"videos/0.mp4": 100, "videos/200.mp4": 40},
+# The frames of the videos that each recipe leaves, by its heading.
+LEFT_BY_RECIPES = {
+    "Videos in TensorBoard and Weights & Biases": {"videos/0.mp4": 100, "videos/150.mp4": 50},
     "One folder for each process of torchrun, two cameras, by hand": {
         f"videos/rank{rank}/{name}.mp4": count
         for rank in (0, 1)
@@ -193,100 +184,100 @@ README_LEAVES = {
 }
 
 
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def recipes() -> dict[str, str]:
+    """Return each recipe's Python code by its heading."""
+    text = (ROOT / "spec/docs/recipes.md").read_text(encoding="utf-8")
+    sections = re.split(r"^##+ (.*)\n", text, flags=re.MULTILINE)[1:]
+    codes = {
+        h: "".join(python_blocks(section)) for h, section in zip(sections[::2], sections[1::2])
+    }
+    return {heading: code for heading, code in codes.items() if code}
+
+
+def run_example(python: Any, folder: Path, code: str, ranks: int = 0) -> Any:
+    script = folder / "example.py"
+    script.write_text(f"import os\nos.chdir({str(folder)!r})\n{GIVEN}{code}")
+    offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(folder)}
+    result = python(torchrun(ranks, str(script)) if ranks else str(script), **offline)
+    check_end(result)
+    return result
+
+
 class TestReadme:
-    @pytest.mark.of_suite
-    def test_its_figure_of_clauses_is_right_and_tests_name_them_all(self, suite: Any) -> None:
-        files = [ROOT / "test_video_wrapper.py", *(ROOT / "spec" / "tests").glob("test_*.py")]
-        tests = "".join(file.read_text(encoding="utf-8") for file in files)
-        assert [name for name in suite.clauses if f'"{name}"' not in tests] == []
-        words = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
-        assert len(suite.clauses) > int(re.search(r"more than (\d+) \[clauses\]", words)[1])
-
-    @pytest.mark.of_suite
-    def test_its_arguments_are_the_module_s(self, implementation: type) -> None:
-        text = (ROOT / "README.md").read_text(encoding="utf-8")
-        table = text.partition("| argument | default | |")[2].partition("\n\n")[0]
-        rows = [line.split(" | ") for line in table.splitlines()[2:]]
-        listed: dict[str, Any] = {}
-        for names, default, _ in rows:
-            arguments = re.findall(r"`(\w+)`", names)
-            values = [value.strip("`") for value in default.split(", ")]
-            listed |= dict(zip(arguments, values + [""] * 2))
-        defaults = {
-            parameter.name: parameter.default
-            for parameter in inspect.signature(implementation).parameters.values()
-        }
-        del defaults["env"]
-        assert set(listed) == set(defaults)
-        told = {name: value for name, value in defaults.items() if value is not None}
-        assert {name: ast.literal_eval(listed[name]) for name in told} == told
-
-    @pytest.mark.of_suite
-    def test_the_suite_needs_no_more_than_it_says(self, tmp_path: Path) -> None:
-        text = (ROOT / "README.md").read_text(encoding="utf-8")
-        for name in re.findall(r"`(.*?)`", re.search(r"Keep (.*) together", text)[1]):
-            copy = shutil.copytree if name.endswith("/") else shutil.copy
-            copy(ROOT / name, tmp_path / name)
-        (tmp_path / "your_package").mkdir()
-        shutil.copy(ROOT / "spec/control/control.py", tmp_path / "your_package" / "video.py")
-        command = re.search(r"^\.venv/bin/python (-m pytest -m quick .*)", text, re.MULTILINE)[1]
-        subprocess.run(
-            [sys.executable, *command.split(), "--clauses=DEL-2", "-p", "no:cacheprovider"],
-            cwd=tmp_path,
-            check=True,
-            env={n: v for n, v in os.environ.items() if n != "PYTHONPATH"},
-        )
-        assert "| DEL-2a | MUST | documented | pass |" in (tmp_path / "report.md").read_text()
-
     @pytest.mark.clause("MAIN-1c")
-    def test_every_example_is_run(self) -> None:
-        assert list(README_LEAVES) == list(readme_examples())
-
-    @pytest.mark.clause("MAIN-1c")
-    @pytest.mark.parametrize("heading", README_LEAVES)
-    @pytest.mark.extended(default=["Use it"])
-    def test_an_example_leaves_its_videos(
-        self, module: Any, python: Any, tmp_path: Path, read_video: Any, heading: str
+    def test_quick_start_leaves_the_videos_it_shows(
+        self, python: Any, tmp_path: Path, read_video: Any
     ) -> None:
-        code = readme_examples()[heading]
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        code, *_ = python_blocks(text)
+        result = run_example(python, tmp_path, code)
+        videos = {str(path.resolve()): read_video(path) for path in tmp_path.rglob("*.mp4")}
+        assert videos
+        for path, video in videos.items():
+            assert f"Saved {path}: {video.count} frames, " in result.stdout
+        # The README shows what is printed, with a folder of its own.
+        rest = text.partition(code)[2].partition("\n## ")[0]
+        shown = re.findall(r"^Saved (?:.*/)?(\S+\.mp4: .*)$", rest, re.MULTILINE)
+        printed = re.findall(r"^Saved .*/(\S+\.mp4: .*)$", result.stdout, re.MULTILINE)
+        assert shown in ([], printed)
+
+    @pytest.mark.clause("MAIN-1c")
+    def test_every_recipe_has_a_test(self) -> None:
+        assert sorted(recipes()) == sorted(LEFT_BY_RECIPES)
+
+    @pytest.mark.clause("MAIN-1c")
+    @pytest.mark.parametrize("heading", LEFT_BY_RECIPES)
+    @pytest.mark.extended
+    def test_recipe_leaves_its_videos(
+        self, python: Any, tmp_path: Path, read_video: Any, heading: str
+    ) -> None:
+        code = recipes()[heading]
         for package in ("tensorboard", "wandb"):
             if package in code:
                 pytest.importorskip(package)
-        script = tmp_path / "example.py"
-        given = "" if "class Go2Env" in code else README_GIVES
-        script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{given}{code}")
-        # What an earlier run has left is not logged again.
         (tmp_path / "videos").mkdir()
-        (tmp_path / "videos" / "earlier.mp4").write_bytes(b"no video")
-        offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
-        if "torchrun" in heading:
-            result = python(torchrun(2, str(script)), **offline)
-        else:
-            result = python(str(script), **offline)
-        check_end(result)
-        (tmp_path / "videos" / "earlier.mp4").unlink()
-        videos = {
+        earlier = tmp_path / "videos" / "earlier.mp4"  # an earlier run's, not to be logged again
+        earlier.write_bytes(b"no video")
+        run_example(python, tmp_path, code, ranks=2 if "torchrun" in heading else 0)
+        earlier.unlink()
+        counts = {
             path.relative_to(tmp_path).as_posix(): read_video(path).count
             for path in tmp_path.glob("videos/**/*.mp4")
         }
-        assert videos == README_LEAVES[heading]
+        assert counts == LEFT_BY_RECIPES[heading]
         if "tensorboard" in code:
-            # The first video comes within iteration 4, and the last episode after the tenth.
+            # The first video comes within iteration 4, and the final episode after the tenth.
             assert logged_images(tmp_path / "runs") == {"video": [(4, b"GIF89a"), (10, b"GIF89a")]}
             uploads = {path.resolve() for path in tmp_path.glob("wandb/*/files/media/videos/*")}
             assert len(uploads) == 2
 
+    @pytest.mark.of_suite
+    def test_arguments_table_gives_the_defaults(self, implementation: type) -> None:
+        lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        rows = [line for line in lines if line.startswith("| `")]
+        _, *parameters = inspect.signature(implementation).parameters.values()
+        for parameter in parameters:
+            named = [row for row in rows if f"`{parameter.name}`" in row]
+            default = "" if parameter.default is None else str(parameter.default)
+            assert any(default in row for row in named), parameter
 
-def readme_examples() -> dict[str, str]:
-    """Heading: the Python code that stands under it."""
-    files = (ROOT / "README.md", ROOT / "spec" / "docs" / "recipes.md")
-    text = "".join(file.read_text(encoding="utf-8") for file in files)
-    sections = re.split(r"^##+ (.*)\n", text, flags=re.MULTILINE)[1:]
-    blocks = {
-        heading: "".join(re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
-        for heading, section in zip(sections[::2], sections[1::2])
-    }
-    return {heading: code for heading, code in blocks.items() if code}
+    @pytest.mark.of_suite
+    def test_suite_judges_a_class_with_three_paths_copied(self, tmp_path: Path) -> None:
+        shutil.copytree(ROOT / "spec", tmp_path / "spec")
+        for name in ("conftest.py", "test_video_wrapper.py"):
+            shutil.copy(ROOT / name, tmp_path)
+        (tmp_path / "your_package").mkdir()
+        shutil.copy(ROOT / "spec/control/control.py", tmp_path / "your_package" / "video.py")
+        options = ["--implementation=your_package.video:VideoWrapper", "--clauses=DEL-2"]
+        options += ["--conformance-report=report.md", "-p", "no:cacheprovider"]
+        environ = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
+        command = [sys.executable, "-m", "pytest", *options]
+        subprocess.run(command, cwd=tmp_path, check=True, env=environ)
+        assert "DEL-2a" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def logged_images(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
