@@ -71,6 +71,7 @@ __version__ = __spec_version__ = "2.0.0"
 
 # The suffixes that a video's name may have, and ffmpeg's muxer for each.
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+MAX_NAME = 255 - len(".1a2b3c4d.part")  # bytes that file systems leave for a video's name
 FLOAT_NOISE = 1e-6  # 0.3 / 0.1 is not quite 3 (TIME-1)
 MAX_DENOMINATOR, MAX_RATE = 100_000, 2**31 - 1  # of the fractions that ffmpeg takes for rates
 WORTHWHILE_SECONDS = 1.0  # a recording this long is preferred to an older one (FIN-3)
@@ -201,6 +202,7 @@ class VideoWrapper(Wrapper):
         _demand(is_name, "camera_attr", "the name of an attribute", camera_attr)
         name = "0.mp4" if filename is None else filename
         is_name = isinstance(name, str) and name == os.path.basename(name) and _muxer(name)
+        is_name = is_name and len(os.fsencode(name)) <= MAX_NAME
         rule = f"a bare file name ending in {', '.join(MUXERS)} (use out_dir for the folder)"
         _demand(is_name, "filename", rule, name)
         _demand(out_dir not in (None, ""), "out_dir", "the name of a folder", out_dir)
@@ -263,15 +265,18 @@ class VideoWrapper(Wrapper):
             _check_results(result, self._env_idx, self.num_envs)
         try:
             self._start_what_is_due()
-            if self._recording is not None and self._step in self._recording.due:
-                self._capture(self._recording)
+            recording = self._recording
+            if recording is not None and self._step in recording.steps[:: self._stride]:
+                self._capture(recording)
         finally:
             # Even if a trigger or the camera raised: a step that is not counted shifts all others.
             self._step += 1
             if self._counts_episodes and _is_done(result[2:-1], self._env_idx):
                 self._end_episode()
-        if self._recording is not None and self._step not in self._recording.steps:
-            self.finish_recording()
+        if self._recording is not None:
+            self._drop_older_than(self._recording)
+            if self._step not in self._recording.steps:
+                self.finish_recording()
         return result
 
     def reset(self, env_ids: Sequence[int] = None) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -305,10 +310,12 @@ class VideoWrapper(Wrapper):
         if not recording.frames:
             self._discard([recording])
         elif recording.type == "active":
-            if self._save(recording) and self._filename is not None:
+            self._save(recording)
+            if self._filename is not None and recording.frames:
                 self._discard(self._kept)  # an older video must not overwrite this one
-        elif recording not in self._kept:
-            self._kept = [*self._kept, recording]
+        else:
+            self._kept = [*(kept for kept in self._kept if kept is not recording), recording]
+            self._drop_older_than(recording)
         self._recording = None  # last, so that the next step or close() resumes after Ctrl-C
 
     def close(self) -> None:
@@ -367,7 +374,7 @@ class VideoWrapper(Wrapper):
         path = os.path.join(self._out_dir, self._filename or f"{self._step}.mp4")
         encoder = _Encoder(path, self._rate)
         steps = range(self._step, self._step + self._length)
-        self._recording = _Recording(type, self._episode, steps, steps[:: self._stride], encoder)
+        self._recording = _Recording(type, self._episode, steps, encoder)
         _save_all_at_exit()
 
     def _capture(self, recording: _Recording) -> None:
@@ -379,9 +386,6 @@ class VideoWrapper(Wrapper):
         except _RecordingFailed as failure:
             self.finish_recording()
             self._warn_of(recording, failure)
-        for older in self._kept if self._recording is recording else ():
-            if any(self._replaces(newer, older) for newer in [*self._kept, recording]):
-                self._discard([older])
 
     def _defer(self, recording: _Recording) -> bool:
         """Store a snapshot, and return True, if the frame can be rendered later (FIN-6)."""
@@ -411,14 +415,17 @@ class VideoWrapper(Wrapper):
         recording.snapshots.append(render)
         return True
 
-    def _replaces(self, newer: _Recording, older: _Recording) -> bool:
-        """Whether `close` prefers the newer recording, so that the older can go (FIN-3)."""
-        is_better = newer.type == "background" and not self._is_worthwhile(older)
-        return newer.steps.start > older.steps.start and (is_better or self._is_worthwhile(newer))
+    def _drop_older_than(self, newer: _Recording) -> None:
+        """Discard the background recordings to which `close` prefers the newer one (FIN-3)."""
+        if self._kept and self._is_worthwhile(newer):
+            self._discard([kept for kept in self._kept if kept is not newer])
+        elif newer in self._kept:
+            worse = [kept for kept in self._kept if not self._is_worthwhile(kept)]
+            self._discard([kept for kept in worse if kept is not newer])
 
     def _is_worthwhile(self, recording: _Recording) -> bool:
         """Whether it is long enough to watch, or its episode has ended (FIN-3)."""
-        lasted = min(self._step + 1, recording.steps.stop) - recording.steps.start
+        lasted = min(self._step, recording.steps.stop) - recording.steps.start
         has_ended = recording.type == "background" and recording.episode < self._episode
         return has_ended or lasted >= self._worthwhile
 
@@ -439,11 +446,10 @@ class VideoWrapper(Wrapper):
         self._kept = ()
         self.finish_recording()
 
-    def _save(self, recording: _Recording) -> bool:
-        """Complete the video, and return whether it was saved. It can resume after Ctrl-C."""
+    def _save(self, recording: _Recording) -> None:
+        """Complete the video. It can resume after Ctrl-C."""
         encoder, snapshots, failure = recording.encoder, recording.snapshots, None
         path, total, told = encoder.path, len(snapshots), time.monotonic()
-        note = ", replacing a file" if self._filename is None and os.path.exists(path) else ""
         try:
             while snapshots:
                 if time.monotonic() - told > PROGRESS_SECONDS:
@@ -455,19 +461,15 @@ class VideoWrapper(Wrapper):
         except Exception as error:  # noqa: BLE001 rendering may raise anything
             failure = error
             snapshots.clear()
-        is_saved = False
         try:
-            is_saved = encoder.finish()
+            if encoder.finish():
+                frames, rate = encoder.frames, float(self._rate)
+                length = f"{frames} frames, {frames / rate:.4g} s at {rate:.4g} fps"
+                self._say(f"Saved {path}: {length}")
         except _RecordingFailed as error:
             failure = error
-        if is_saved:
-            rate, frames = float(self._rate), encoder.frames
-            self._say(
-                f"Saved {path}: {frames} frames, {frames / rate:.4g} s at {rate:.4g} fps{note}"
-            )
         if failure is not None:
             self._warn_of(recording, failure)
-        return is_saved
 
     def _camera(self) -> Any:
         camera = getattr(self.unwrapped, self._camera_attr, None)
@@ -483,7 +485,7 @@ class VideoWrapper(Wrapper):
         image = image[0] if isinstance(image, tuple) and image else image
         shape = tuple(getattr(image, "shape", ()))
         dtype = str(getattr(image, "dtype", type(image).__name__)).removeprefix("torch.")
-        if dtype != "uint8" or len(shape) not in (3, 4) or shape[-1] not in (3, 4):
+        if dtype != "uint8" or len(shape) not in (3, 4) or shape[-1] not in (3, 4) or 0 in shape:
             expected = "uint8 (height, width, 3)"
             raise _RecordingFailed(f"the camera returned {dtype} {shape}, expected {expected}")
         if len(shape) == 4:  # one image for each rendered env
@@ -566,7 +568,6 @@ class _Recording:
     type: Literal["active", "background"]
     episode: int  # of the watched env, at the first step
     steps: range  # that it covers
-    due: range  # the steps that give a frame
     encoder: _Encoder
     snapshots: list[Callable[[], Any]] = field(default_factory=list)  # each renders a frame
     room: float = 0.0  # bytes that further snapshots may take
@@ -574,6 +575,10 @@ class _Recording:
     @property
     def frames(self) -> int:
         return self.encoder.frames + len(self.snapshots)
+
+
+# Held here while ffmpeg runs: the garbage collector could close the pipes before `__del__` saves.
+_processes: set[Any] = set()
 
 
 class _Encoder:
@@ -604,6 +609,8 @@ class _Encoder:
             self.frames += 1
             pipe.flush()
         except OSError as error:
+            if error.errno is None:
+                raise  # a TimeoutError of the user's signal handler
             self.finish()  # raises what ffmpeg said before it went
             raise _RecordingFailed(str(error)) from error
         except (MemoryError, ValueError) as error:
@@ -626,7 +633,7 @@ class _Encoder:
                 head = file.read(64)  # where ffmpeg moves the index (moov) of an MP4 last
             if message or code or not (b"moov" in head or b"matroska" in head):
                 raise OSError(message or f"ffmpeg ended with exit code {code}")
-        except Exception as error:
+        except OSError as error:
             self.discard()
             raise _RecordingFailed(str(error)) from error
         try:
@@ -634,8 +641,9 @@ class _Encoder:
         except OSError as error:  # on Windows, a player may have the old video open
             raise _RecordingFailed(f"{error}; the complete video is {self._part}") from error
         finally:
+            self._process = None  # first, for another call after Ctrl-C
+            _processes.discard(process)
             process.stderr.close()
-            self._process = None
         return True
 
     def discard(self) -> None:
@@ -646,16 +654,17 @@ class _Encoder:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self.leave_to_parent()
             with contextlib.suppress(OSError):
                 os.unlink(self._part)
-            self._process = None
+            self.leave_to_parent()
 
     def leave_to_parent(self) -> None:
         """Close the pipes without writing what is buffered, as a forked child must."""
         if self._process is not None:
             self._process.stdin.raw.close()
             self._process.stderr.close()
+            _processes.discard(self._process)
+            self._process = None
 
     def _start(self, shape: tuple[int, ...]) -> None:
         thread = threading.Thread(target=self._launch, args=(shape,))
@@ -701,6 +710,7 @@ class _Encoder:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
                 self._shape = shape
                 self._process = subprocess.Popen(command, bufsize=math.prod(shape), **options)
+                _processes.add(self._process)
             except Exception as error:  # noqa: BLE001 the caller waits for this thread
                 self._start_error = error
             finally:
