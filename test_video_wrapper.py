@@ -43,7 +43,7 @@ import torch
 from spec.suite.doubles import Asked, Flags, Interrupts, Large, OnDevice, first_only, never, only_at
 from spec.suite.genesis_scenes import count_renders, wrap_stage
 from spec.suite.harness import saved_or_warned, warned
-from spec.suite.processes import encoders, needs_proc, refuse_threads
+from spec.suite.processes import encoders, needs_proc, refuse_threads, wait_until
 from spec.suite.video_reader import Shown, moving_clip, psnr, read_step, sharpness
 
 VECTORS = json.loads((Path(__file__).parent / "spec" / "vectors.json").read_text())
@@ -558,7 +558,8 @@ class TestBuild:
 
     @pytest.mark.clause("BLD-1b", "BLD-1c")
     def test_building_again_finishes_what_runs_and_ends_the_episode(self, fake: Any) -> None:
-        wrapper = fake.wrap(episode_trigger=lambda e: True, video_length_sec=1)
+        keywords = {"video_length_sec": 1, "record_final_episode": False}
+        wrapper = fake.wrap(episode_trigger=lambda e: True, **keywords)
         fake.run(wrapper, 3)
         wrapper.build()
         assert fake.videos() == {"0.mp4": [0, 1, 2]}
@@ -713,10 +714,10 @@ class TestTime:
             return terminated, truncated
 
         env.make_flags = reset
-        # The trigger reads the env: in episode e, the env has reset itself e times.
-        wrapper = fake.wrap(env, episode_trigger=lambda e: seen.append((e, len(resets))))
+        # The trigger reads the env after a first step: it has reset itself once for each episode.
+        wrapper = fake.wrap(env, episode_trigger=lambda e: seen.append((e, len(resets), env.steps)))
         fake.run(wrapper, 8)
-        assert seen == [(0, 0), (1, 1), (2, 2)]
+        assert seen == [(0, 0, 1), (1, 1, 4), (2, 2, 7)]
 
     @pytest.mark.clause("TIME-6")
     @timing()
@@ -1819,6 +1820,7 @@ class TestFiles:
     ) -> None:
         wrapper = fake.wrap(filename=name if name != "0.mp4" else None)
         fake.run(wrapper, 2)
+        wait_until(fake.files)  # ffmpeg creates it
         (part,) = fake.files()
         stem, number, suffix = part.rsplit(".", 2)
         assert suffix == "part"

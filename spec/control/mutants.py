@@ -1,6 +1,6 @@
 """Mutants: mistakes that people make, and whether the suite catches each.
 
-    python -m spec.control.mutants [WORDS] [--module] [--processes N]
+    python -m spec.control.mutants [WORDS] [--module] [--fast] [--processes N]
 
 Each is the control or, with --module, the module with one small change. WORDS choose mutants by
 clause or description. A mutant is caught if a test fails: first the quick tests of its clause are
@@ -10,6 +10,7 @@ run, then all quick tests.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import multiprocessing
 import os
@@ -81,7 +82,6 @@ MUTANTS = [
     mutant("ARG-5d", "any text is taken for an attribute", " and camera_attr.isidentifier()", ""),
     mutant("ARG-6a", "can_be_wrapped is not read", 'getattr(env, "can_be_wrapped", True),', "True,"),
     mutant("ARG-6b", "a class is taken for an env", "is_env and not isinstance(env, type)", "is_env"),
-    mutant("ARG-6c", "no envs are taken", "and count > 0", ""),
     mutant("ARG-7a", "out_dir must be a str", 'out_dir is not None and out_dir != ""', "isinstance(out_dir, str) and out_dir"),
     mutant("ARG-7a", "parents are not created", "            os.makedirs(self._out_dir, exist_ok=True)\n", "            os.path.isdir(self._out_dir) or os.mkdir(self._out_dir)\n"),
     mutant("ARG-7b", "another error for the folder", 'raise OSError(f"{text}', 'raise RuntimeError(f"{text}'),
@@ -95,7 +95,7 @@ MUTANTS = [
     mutant("BLD-1c", "a second build() goes on with the episode", '        self._end_episode()\n        if hasattr(self.env, "build")', '        if hasattr(self.env, "build")'),
     mutant("BLD-1d", "the number of envs is not looked at again", "        self._check_env_idx()\n        self._camera()\n", "        self._camera()\n"),
     mutant("BLD-2a", "the camera is always called camera", "getattr(base, self._camera_attr, None)", 'getattr(base, "camera", None)'),
-    mutant("BLD-2b", "None passes for a camera", "        if camera is None:\n", "        if not hasattr(base, self._camera_attr):\n"),
+    mutant("BLD-2b", "a missing camera is not named", 'AttributeError(f"{name} is missing', 'AttributeError(f"the camera is missing'),
     mutant("BLD-2c", "a camera that can only be read is refused", 'if hasattr(camera, "read"):', "if False:"),
     mutant("BLD-2d", "anything is a camera", "        raise TypeError(f\"{name} must have", "        return camera\n        raise TypeError(f\"{name} must have"),
     mutant("BLD-4a", "the camera is found by build() alone", "        self._check_env_idx()\n        self._camera()\n", "        self._check_env_idx()\n        self._found = self._camera()\n", RECORDED, "            image = self._found()\n"),
@@ -109,7 +109,7 @@ MUTANTS = [
     mutant("TIME-4a", "one step more", "self._recording.first + self._length:", "self._recording.first + self._length + 1:"),
     mutant("TIME-4a", "the stride counts from step 0", "(self._step - recording.first) % self._stride", "self._step % self._stride"),
     mutant("TIME-4b", "a recording ends with its episode", "            self._next_background = 0\n\n", "            self._next_background = 0\n            self.finish_recording()\n\n"),
-    mutant("TIME-5", "a frame is taken before its step", STEP, "        self._image = self._camera()()\n" + STEP, RECORDED, "            image = self._image\n"),
+    mutant("TIME-4a", "a frame is taken before its step", STEP, "        self._image = self._camera()()\n" + STEP, RECORDED, "            image = self._image\n"),
     mutant("TIME-5", "an episode is counted before the env resets", STEP, "        self._start_what_is_due()\n" + STEP, DUE + "            self._record()\n", "            self._record()\n"),
     mutant("TIME-6", "fps is the rate", "float(1 / (self._stride * dt))", "float(fps)"),
     mutant("TIME-6", "denominators are limited to 1001", "limit_denominator(100_000)", "limit_denominator(1001)"),
@@ -256,11 +256,11 @@ class Failures:
         self.names: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
+        if report.failed or hasattr(report, "wasxfail"):  # a SHOULD
             self.names.append(report.nodeid.partition("::")[2])
 
 
-def caught_by(chosen: Mutant) -> str:
+def caught_by(chosen: Mutant, is_fast: bool = False) -> str:
     """Return a test that fails for the mutant, or an empty string."""
     found, clause = Failures(), re.sub("[a-z]$", "", chosen.case)
     conformance = [str(ROOT / "test_video_wrapper.py"), "-m", "quick"]
@@ -269,7 +269,7 @@ def caught_by(chosen: Mutant) -> str:
             [str(ROOT / "test_video_wrapper.py"), str(ROOT / "spec/tests"), "-k", chosen.tests]
         ]
     else:
-        tries = [[*conformance, f"--clauses={clause}"], conformance]
+        tries = [[*conformance, f"--clauses={clause}"], *([] if is_fast else [conformance])]
     with tempfile.TemporaryDirectory() as folder:
         name = "video_wrapper" if chosen in MODULE_MUTANTS else "mutated_control"
         source = chosen.source(MODULE if chosen in MODULE_MUTANTS else CONTROL)
@@ -304,14 +304,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="?", default="")
     parser.add_argument("--module", action="store_true", help="mutants of the module")
+    parser.add_argument("--fast", action="store_true", help="run tests of its clause only")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     mutants = MODULE_MUTANTS if options.module else MUTANTS
     chosen = [m for m in mutants if options.words.lower() in f"{m.case} {m.words}".lower()]
+    judge = functools.partial(caught_by, is_fast=options.fast)
     survivors = 0
     # Each in a fork of its own, which has imported torch already.
     with multiprocessing.get_context("fork").Pool(options.processes, maxtasksperchild=1) as pool:
-        for each, test in zip(chosen, pool.imap(caught_by, chosen, chunksize=1)):
+        for each, test in zip(chosen, pool.imap(judge, chosen, chunksize=1)):
             survivors += not test
             print(f"{each.case:9} {each.words:60} {test or 'SURVIVES'}", flush=True)
     print(f"{len(chosen) - survivors} of {len(chosen)} mutants are caught")
