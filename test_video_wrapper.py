@@ -2151,8 +2151,9 @@ class TestClose:
         assert fake.videos() == {"0.mp4": [0, 1, 2]}
 
     @pytest.mark.clause("CLOSE-1d")
-    def test_a_second_close_saves_nothing_new(self, world: Any) -> None:
-        wrapper = world.wrap(filename="policy.mp4")
+    @pytest.mark.parametrize("trigger", [first_only, never], ids=["active", "background"])
+    def test_a_second_close_saves_nothing_new(self, world: Any, trigger: Callable) -> None:
+        wrapper = world.wrap(filename="policy.mp4", step_trigger=trigger)
         world.run(wrapper, 3)
         wrapper.close()
         (world.out_dir / "policy.mp4").unlink()
