@@ -1,4 +1,4 @@
-"""TRAIN: real trainings, wrapped and bare."""
+"""Real trainings, wrapped and bare (TRAIN)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from spec.suite.fake_env import FakeEnv
-from spec.suite.genesis_scenes import Stage, record_stage
+from spec.suite.genesis_scenes import Stage, count_renders, record_stage
 from spec.suite.processes import check_end
 from spec.suite.video_reader import psnr
+from spec.tests.test_envs import Go2Env, shows
 
 TRAINING = ["genesis_forge", "rsl_rl", "skrl"]
 
@@ -241,6 +242,50 @@ def train_with_wandb(log_dir: str) -> None:
     env.env.close()
 
 
+class ExampleEnv(Go2Env):
+    """Go2 as rsl_rl 5 and Genesis' own example have them: four results, TensorDict observations.
+
+    Attributes:
+        steps: What each step has returned.
+        frames: What the camera shows after each step, if `renders` is true.
+    """
+
+    device, num_actions, max_episode_length = "cpu", 12, 14
+
+    def __init__(self, renders: bool) -> None:
+        super().__init__(num_envs=4)
+        self.cfg["lowest"] = 0.0  # episodes end by their length alone
+        self.episode_length_buf = torch.zeros(self.num_envs, dtype=torch.int64)
+        self.renders = renders
+        self.steps: list[torch.Tensor] = []
+        self.frames: list[np.ndarray] = []
+
+    def step(self, actions: torch.Tensor) -> tuple[Any, ...]:
+        self.age = self.episode_length_buf
+        _, rewards, dones, extras = super().step(actions)
+        observations = self.get_observations()
+        self.steps.append(torch.cat([observations["policy"], rewards[:, None], dones[:, None]], 1))
+        if self.renders:
+            self.frames.append(np.array(self.camera.render()[0]))
+        return observations, rewards, dones, extras
+
+    def get_observations(self) -> Any:
+        from tensordict import TensorDict
+
+        parts = [self.robot.get_pos(), self.robot.get_vel(), self.robot.get_dofs_position()]
+        return TensorDict({"policy": torch.cat(parts, 1)}, [self.num_envs])
+
+
+def learn(env: Any) -> list[torch.Tensor]:
+    """Train for 36 steps with rsl_rl itself, and return the weights."""
+    from rsl_rl.runners import OnPolicyRunner
+
+    torch.manual_seed(6)
+    runner = OnPolicyRunner(env, rsl_rl_config(12), device="cpu")
+    runner.learn(3, init_at_random_ep_len=True)
+    return [*runner.alg.get_policy().state_dict().values()]
+
+
 class PlainEnv:
     """An env as people write it by hand: no base class, and no more than a training loop calls.
 
@@ -332,9 +377,9 @@ class TestTraining:
         bare, recorded = results
         assert len(bare) == len(recorded) > 44 * 5
         assert all(torch.equal(a, b) for a, b in zip(bare, recorded))
-        # Episodes of 10 steps: those that the schedule names, 0 and 1, and the last.
+        # Episodes of 10 steps: 0 and 1, by the schedule, and the newest that lasted 5 steps.
         videos = {path.name: read_video(path) for path in (folder / "videos").iterdir()}
-        assert {n: v.count for n, v in videos.items()} == {"0.mp4": 5, "10.mp4": 5, "40.mp4": 4}
+        assert {n: v.count for n, v in videos.items()} == {"0.mp4": 5, "10.mp4": 5, "30.mp4": 5}
         for video in videos.values():
             assert (video.width, video.height, video.rate) == (96, 64, 50)
             assert psnr(video.frames[0], video.frames[-1]) < 50  # something moves
@@ -344,6 +389,35 @@ class TestTraining:
         if library == "rsl_rl":  # skrl closes the env when Python exits
             # Two triggered videos of five frames, and nothing of what was not the last episode.
             assert "rendered before close(): 10\n" in result.stdout
+
+    @pytest.mark.of_module
+    @pytest.mark.clause("TRAIN-1b", "TRAIN-1c", "DEL-5a", "DEL-5b", "EPI-2b", "FIN-6")
+    @pytest.mark.extended
+    def test_env_with_four_results_trains_in_on_policy_runner(self, genesis: Any) -> None:
+        pytest.importorskip("rsl_rl")
+        bare, env = ExampleEnv(renders=True), ExampleEnv(renders=False)
+        renders = count_renders(env)
+        wrapper = genesis.wrap(
+            env, build=False, video_length_sec=0.2, episode_trigger=lambda e: e == 1
+        )
+        bare_weights, weights = learn(bare), learn(wrapper)
+        assert len(env.steps) == 36
+        assert all(torch.equal(a, b) for a, b in zip(bare.steps, env.steps))
+        assert len(weights) > 4
+        assert all(torch.equal(a, b) for a, b in zip(bare_weights, weights))
+        # rsl_rl assigned random ages, so the first episode is short and the others have 14 steps.
+        first, second, *_ = [n + 1 for n, step in enumerate(env.steps) if step[0, -1]]
+        assert first < 14
+        assert second == first + 14
+        assert len(renders) == 10  # those of the triggered video
+        wrapper.close()
+        # The final video shows the newest episode that lasted 10 steps.
+        final = second if second + 10 <= 36 else first + 10
+        assert genesis.files() == sorted([f"{first}.mp4", f"{final}.mp4"])
+        for start, count in (first, 10), (final, 10 if final == second else 4):
+            video = genesis.video(f"{start}.mp4")
+            assert video.count == count
+            assert shows(video.frames, bare.frames, start)
 
     @pytest.mark.of_module
     @pytest.mark.clause("TRAIN-1a", "FILE-3a")
@@ -378,7 +452,7 @@ class TestTraining:
         )  # fmt: skip
         assert all(torch.equal(a, b) for a, b in zip(push(PlainEnv()), push(wrapper)))
         counts = {path.name: read_video(path).count for path in tmp_path.iterdir()}
-        assert counts == {"0.mp4": 5, "8.mp4": 5, "16.mp4": 4}
+        assert counts == {"0.mp4": 5, "8.mp4": 5, "13.mp4": 3}
 
     @pytest.mark.clause("FILE-16")
     @pytest.mark.parametrize("ending", ["triggered", "final"])
