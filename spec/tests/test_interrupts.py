@@ -358,7 +358,7 @@ class Moment:
 @needs_proc
 @pytest.mark.clause("CLOSE-8a", "CLOSE-8b", "CLOSE-14a", "CLOSE-4c", "CLOSE-4d", "FILE-3a")
 @pytest.mark.extended
-def test_signals_at_random_moments_break_no_video_and_cost_no_frame(
+def test_random_signals_break_no_video_and_cost_no_frame(
     start: Any, leave_to: Any, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     count, seed = moments(pytestconfig, 20, 200), new_seed()
