@@ -131,7 +131,8 @@ def start_genesis() -> Any:
     import genesis as gs
 
     if not gs._initialized:
-        gs.init(backend=gs.cpu, logging_level="error")
+        backend = os.environ.get("VIDEO_WRAPPER_GENESIS_BACKEND", "cpu")
+        gs.init(backend=getattr(gs, backend), logging_level="error")
     # Its exit handler waits for ever for threads that a forked child does not have.
     os.register_at_fork(after_in_child=functools.partial(atexit.unregister, gs.destroy))
     return gs

@@ -567,12 +567,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--clauses", metavar="IDS", default="", help=text)
     text = "run the extended tests too, not only the default selection"
     group.addoption("--all", action="store_true", help=text)
+    text = "where Genesis simulates in the tests with a real scene (default: cpu)"
+    group.addoption("--genesis-backend", choices=["cpu", "gpu"], default="cpu", help=text)
     text = "how long a quick test may take (default: 120); the others, 20 times as long"
     group.addoption("--time-limit", metavar="SECONDS", type=float, default=120, help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the suite."""
+    # Child processes read it, too.
+    os.environ["VIDEO_WRAPPER_GENESIS_BACKEND"] = config.getoption("--genesis-backend")
     if config.getoption("numprocesses", None) or config.getoption("tx", None):
         words = "the report by clause needs all tests in one process: run them without -n"
         raise pytest.UsageError(words)

@@ -1,4 +1,4 @@
-"""COST: what recording costs, measured by `--benchmark-only`."""
+"""Benchmarks of what recording costs, run by `--benchmark-only`, and a count of a snapshot's bytes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from spec.suite.doubles import first_only, never
 from spec.suite.fake_env import FakeEnv
 from spec.suite.genesis_scenes import installed, start_genesis
 from spec.suite.harness import Harness, env_class
-from spec.suite.processes import check_end, refuse_threads
+from spec.suite.processes import check_end
 from spec.suite.video_reader import moving_clip, psnr, sharpness
 
 
@@ -153,6 +155,48 @@ def go2(
     return Go2(width, height, num_envs, example)
 
 
+class CopiedBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that torch's operations make, views aside."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        known = {t.untyped_storage().data_ptr() for t in inputs}
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in known:
+                self.count += t.numel() * t.element_size()
+        return result
+
+
+class TestSnapshots:
+    @pytest.mark.of_module
+    @pytest.mark.clause("COST-10b", "FIN-6")
+    @pytest.mark.extended
+    def test_snapshot_reads_the_poses_of_rendered_envs_only(
+        self, reproducible: Any, module: Any
+    ) -> None:
+        counts = []
+        for num_envs in (16, 4096):
+            gs = start_genesis()
+            options = gs.options.VisOptions(rendered_envs_idx=[0])
+            scene = gs.Scene(vis_options=options, show_viewer=False)
+            scene.add_entity(gs.morphs.Plane())
+            scene.add_entity(gs.morphs.Box(size=(0.2,) * 3, pos=(0, 0, 0.5)))
+            camera = scene.add_camera(res=(32, 32), pos=(1, -1, 0.6), lookat=(0, 0, 0.2))
+            scene.build(n_envs=num_envs)
+            renderer = module._DeferredRenderer(scene, camera)
+            for _ in range(2):  # the first snapshot also checks itself
+                scene.step()
+                with CopiedBytes() as copied:
+                    renderer.snapshot()
+            counts.append(copied.count)
+        few, many = counts
+        assert 0 < few < 4096
+        assert many == few
+
+
 # Settings of libx264 beside those of the module, which are the first. Those with a crf are else the
 # module's, without its -x264-params; the others have x264's own crf, 23.
 SAME = "-preset veryfast -tune zerolatency -threads 1"
@@ -199,16 +243,11 @@ class TestBenchmarks:
             wrapped=each(wrapper.step),
         )
         added = np.median(times["wrapped"] - times["bare"])
-        units = added / np.median(times["read"])
-        goals = {"episode trigger": 0.5, "episode trigger, new flags": 1.3, "step trigger": 0.15}
-        goal = goals.get(kind, math.inf)
+        reads = added / np.median(times["read"])
+        name = f"{kind}, {num_envs} envs"
         turns.report(
-            f"{kind}, {num_envs} envs",
-            f"{goal} units" if goal < math.inf else "",
-            units=f"{units:.2f}",
-            added=f"{added / 50 * 1e6:.2f} us",
+            name, added=f"{added / 50 * 1e6:.2f} us", times_reading_two_flags=f"{reads:.2f}"
         )
-        assert units <= goal
 
     @pytest.mark.benchmark(group="a step without a frame, of a fake env")
     @pytest.mark.benchmark_goal
@@ -221,18 +260,12 @@ class TestBenchmarks:
 
     @pytest.mark.benchmark(group="a step with a frame of 1280x720, of a fake env")
     @pytest.mark.benchmark_goal
-    @pytest.mark.parametrize("thread", [True, False], ids=["thread", "no thread"])
     @pytest.mark.parametrize("pause", [0.05, 0], ids=["encoder keeps up", "encoder does not"])
-    def test_a_step_with_a_frame(
-        self, fake: Any, turns: Any, monkeypatch: pytest.MonkeyPatch, thread: bool, pause: float
-    ) -> None:
+    def test_a_step_with_a_frame(self, fake: Any, turns: Any, pause: float) -> None:
         env = ready(fake, size=(1280, 720))
         env.camera.render = moving_pictures(1280, 720)
         wrapper = fake.wrap(env, step_trigger=first_only, video_length_sec=1e4)
-        if not thread:
-            refuse_threads(monkeypatch)
         fake.run(wrapper, 1)
-        monkeypatch.undo()
         times = turns.run(
             100,
             pause,
@@ -241,19 +274,15 @@ class TestBenchmarks:
         )
         waits = (times["wrapped"] - times["rendered"]) * 1e3
         encoding = sum(map(sum, times.values())) / 100 * 1e3
-        name = f"{'with a' if thread else 'without a'} thread, "
-        name += "the encoder keeps up" if pause else "it does not"
         longest = np.quantile(waits, 0.95)
-        goal = "1.0 ms" if pause else "at most one frame's encoding"
         turns.report(
-            name,
-            goal if thread else "",
+            "the encoder keeps up" if pause else "the encoder does not keep up",
+            "4 ms at the median" if pause else "at most one frame's encoding",
             at_the_median=f"{np.median(waits):.2f} ms",
             **{"at_95%": f"{longest:.2f} ms"},
             **({} if pause else {"between_frames": f"{encoding:.2f} ms"}),
         )
-        if thread:
-            assert np.median(waits) < 1.0 if pause else np.median(waits) < encoding
+        assert np.median(waits) <= 4 if pause else np.median(waits) < encoding
 
     @pytest.mark.benchmark(group="a recording of 400 frames of 1280x720, of a fake env")
     @pytest.mark.benchmark_goal
@@ -321,7 +350,7 @@ class TestBenchmarks:
             start = peak("self")
             for _ in range(399):
                 wrapper.step(None)
-            encoder = sum(map(peak, processes.encoders()))
+            encoder = sum(map(peak, encoders()))
             wrapper.step(None)
             print("grew by", peak("self") - start, encoder)
         """
@@ -331,12 +360,12 @@ class TestBenchmarks:
         ours = kind == "VideoWrapper"
         turns.report(
             f"{kind}, memory",
-            "32 MB" if ours else "",
+            "16 MB" if ours else "",
             grown=f"{own:.0f} MB",
             in_ffmpeg=f"{encoder:.0f} MB",
         )
         if ours:
-            assert own < 32
+            assert own <= 16
 
     @pytest.mark.benchmark(group="a recording of 1600 frames of 320x240, of a fake env")
     @pytest.mark.benchmark_goal
@@ -383,10 +412,10 @@ class TestBenchmarks:
         monkeypatch.setattr(Go2, "step", timed_step)
         shape = {"example": kind == "example", "num_envs": 1024 if "1024" in kind else 16}
         env = wrapped = go2(*size, **shape)
-        goals = {"example": 1.35, "default": 1.10, "default, 1024 envs": 1.02}
-        if tuple(map(int, installed("genesis-world").split(".")[:3])) < (1, 4, 5):
+        goals = {"example": 1.30, "default": 1.12, "default, 1024 envs": 1.02}
+        if tuple(map(int, installed("genesis-world").split(".")[:3])) < (1, 4, 2):
             goals = {"example": math.inf, "default": 1.5, "default, 1024 envs": math.inf}
-        goal = (goals | {"idle": 1.01, "recording": 1.03}).get(kind, math.inf)
+        goal = (goals | {"idle": 1.02, "recording": 1.05}).get(kind, math.inf)
         is_kept = kind in goals
         if peer:
             if is_kept:
