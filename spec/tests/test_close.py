@@ -429,20 +429,6 @@ class TestKills:
         assert parts_of(fake.files(), name) == [part]
         assert result.world.video(part).steps == list(range(8, 108))
 
-    @pytest.mark.clause("CLOSE-9a", "CLOSE-9b")
-    @pytest.mark.parametrize("size", [255, 241])
-    def test_a_long_name_has_a_partial_file(self, fake: Any, size: int) -> None:
-        name = "ä" * ((size - 4) // 2) + "x" * ((size - 4) % 2) + ".mp4"
-        wrapper = fake.wrap(filename=name, record_final_episode=False)
-        fake.run(wrapper, 3)
-        wait_until(fake.files)  # ffmpeg needs a moment to create it
-        (part,) = fake.files()
-        assert not is_video_name(part)
-        assert part.startswith("äää")
-        fake.run(wrapper, 2)
-        assert fake.files() == [name]
-        assert fake.video(name).steps == [0, 1, 2, 3, 4]
-
     @pytest.mark.clause("CLOSE-8b")
     def test_sigterm_without_a_handler_leaves_no_broken_video(self, start: Any) -> None:
         job = ended_by_sigterm(start)
