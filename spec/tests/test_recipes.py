@@ -13,7 +13,6 @@ import pytest
 
 from spec.suite import ROOT
 from spec.suite.processes import check_end, torchrun
-from spec.tests.test_main import python_blocks
 
 pytestmark = [pytest.mark.clause("MAIN-1c"), pytest.mark.extended]
 
@@ -139,7 +138,8 @@ def sections() -> dict[str, list[str]]:
     """Return the blocks of Python of each recipe, by its heading."""
     text = (ROOT / "spec/docs/recipes.md").read_text(encoding="utf-8")
     _, *parts = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)
-    return {heading: python_blocks(body) for heading, body in zip(parts[::2], parts[1::2])}
+    python = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return {heading: python.findall(body) for heading, body in zip(parts[::2], parts[1::2])}
 
 
 SECTIONS = sections()
