@@ -258,7 +258,8 @@ def test_wandb_recipe_for_rsl_rl_logs_the_final_episode_too(run: Any, tmp_path: 
     run(RSL_RL + ALWAYS + setup + runner)
     videos = logged_videos(tmp_path)
     assert videos["front"] == videos["side"]
-    assert sum(videos["front"].values(), []) == [str(first) for first in range(0, 144, 20)]
+    firsts = [first for captions in videos["front"].values() for first in captions]
+    assert firsts == [str(first) for first in range(0, 144, 20)]
     assert videos["front"][6] == ["140"]  # saved by close()
 
 
