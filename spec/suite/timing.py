@@ -14,7 +14,7 @@ from spec.suite.plugin import Costs
 
 
 class Turns:
-    """Times what takes turns, so that all see the same machine: the seconds of each, by round."""
+    """Times candidates that take turns, so that all see the same machine."""
 
     def __init__(self, benchmark: Any, rows: list[str]) -> None:
         self._benchmark = benchmark
@@ -23,10 +23,10 @@ class Turns:
     def run(
         self, rounds: int, pause: float = 0, **candidates: Callable[[], Any]
     ) -> dict[str, np.ndarray]:
-        """Rounds of all candidates, each after a pause in seconds. The last is the benchmark's own.
+        """Return the seconds of each candidate by round, with a pause before each round.
 
-        Each round has an order of its own: in a fixed one, what repeats every few calls, and what a
-        candidate leaves behind for the next, would count for always the same one.
+        The last candidate is the benchmark's own. Each round is shuffled: in a fixed order, the
+        same candidate would pay for what repeats every few calls, and for what another leaves.
         """
         target = list(candidates)[-1]
         times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -55,7 +55,7 @@ class Turns:
         return {name: np.array(values) for name, values in times.items()}
 
     def report(self, name: str, goal: str = "", **figures: str) -> None:
-        """Adds a row to the group's table."""
+        """Add a row to the group's table."""
         self._benchmark.extra_info.update(figures)
         words = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in figures.items())
         self._rows.append(f"{name:44} {words}{goal and f' (goal: {goal})'}")
@@ -63,6 +63,6 @@ class Turns:
 
 @pytest.fixture
 def turns(benchmark: Any, request: pytest.FixtureRequest) -> Turns:
-    """`Turns`, for the group that the benchmark's marker names."""
+    """Return `Turns` for the benchmark's group."""
     (costs,) = [p for p in request.config.pluginmanager.get_plugins() if isinstance(p, Costs)]
     return Turns(benchmark, costs.rows.setdefault(benchmark.group, []))

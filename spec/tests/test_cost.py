@@ -29,7 +29,7 @@ from spec.suite.video_reader import moving_clip, psnr, sharpness
 
 
 def ready(world: Any, results: int = 1, **keywords: Any) -> Any:
-    """A fake env whose step returns what is ready, so that all it takes is the wrapper's."""
+    """Return a fake env whose steps return prepared results, so that the wrapper takes all the time."""
     env = world.env(**keywords)
     following = itertools.cycle([env.step(None) for _ in range(results)])
     env.step = lambda actions: next(following)
@@ -37,7 +37,7 @@ def ready(world: Any, results: int = 1, **keywords: Any) -> Any:
 
 
 def moving_pictures(width: int, height: int, count: int = 16) -> Any:
-    """A camera's render() of something to encode: blocks of 8 pixels that move by as much."""
+    """Return a camera's render() of moving blocks of 8 pixels, which cost something to encode."""
     blocks = np.random.default_rng(0).integers(64, 192, (-(-height // 8), width // 8, 3))
     picture = np.kron(blocks.astype(np.uint8), np.ones((8, 8, 1), np.uint8))[:height]
     pictures = itertools.cycle([np.roll(picture, 8 * i, axis=1) for i in range(count)])
@@ -45,7 +45,7 @@ def moving_pictures(width: int, height: int, count: int = 16) -> Any:
 
 
 def each(step: Callable[[Any], Any], count: int = 50) -> Callable[[], None]:
-    """Takes that many steps: less than a scheduler's slice, or waiting for a core counts too."""
+    """Return a function that takes so many steps, in less than a scheduler's slice."""
 
     def steps() -> None:
         for _ in range(count):
@@ -55,14 +55,14 @@ def each(step: Callable[[Any], Any], count: int = 50) -> Callable[[], None]:
 
 
 def forge_world(fake: Any) -> Harness:
-    """Where it is installed, genesis-forge's own wrapper around an env of its own kind."""
+    """Return a harness of genesis-forge's own wrapper, if it is installed."""
     base = pytest.importorskip("genesis_forge.genesis_env").GenesisEnv
     wrapper = importlib.import_module("genesis_forge.wrappers.video").VideoWrapper
     return Harness("fake", fake.out_dir, wrapper, env_class(FakeEnv, base))
 
 
 class GymEnv(gymnasium.Env):
-    """What Gymnasium's RecordVideo takes for an env."""
+    """An env for Gymnasium's RecordVideo."""
 
     metadata: ClassVar = {"render_fps": 50}
     render_mode = "rgb_array"
@@ -83,7 +83,7 @@ class GymEnv(gymnasium.Env):
 
 
 def record_video(env: GymEnv, out_dir: Path, **keywords: Any) -> Any:
-    """Gymnasium's wrapper around it, where what it needs is installed."""
+    """Return Gymnasium's wrapper around the env, if moviepy is installed."""
     pytest.importorskip("moviepy")
     wrapper = gymnasium.wrappers.RecordVideo(env, str(out_dir), disable_logger=True, **keywords)
     wrapper.reset()
@@ -91,11 +91,11 @@ def record_video(env: GymEnv, out_dir: Path, **keywords: Any) -> Any:
 
 
 class Go2:
-    """A Go2 on a plane, in envs whose episodes end each 100 steps.
+    """A Go2 on a plane, in envs whose episodes have 100 steps.
 
     Its steps return the same tensors of flags each time, as genesis-forge's envs do. With `example`
     it has the shape of genesis-forge's examples: a debug camera that follows the robot, and an
-    arrow that is drawn anew each step.
+    arrow that is redrawn each step.
     """
 
     dt = 0.02
@@ -140,7 +140,7 @@ class Go2:
             self.scene.clear_debug_objects()
             position = self.robot.get_pos()[0].cpu().numpy()
             self.scene.draw_debug_arrow(position + [0, 0, 0.3], (bend / 2, 0, 0), radius=0.02)
-        # Twice, of which the wrapper sees one or so where it takes turns with bare steps.
+        # Twice, because the wrapper takes turns with bare steps and sees about one of them.
         self.terminated[:] = self.steps % 100 < 2
         return self.robot.get_pos(), torch.zeros(self.num_envs), self.terminated, self.truncated, {}
 
@@ -151,7 +151,7 @@ class Go2:
 def go2(
     width: int, height: int, peer: bool = False, num_envs: int = 16, example: bool = False
 ) -> Go2:
-    """One scene of that size; another one for who has the scene record, even in bare steps."""
+    """Return one scene of that size, and another for a peer that records even in bare steps."""
     return Go2(width, height, num_envs, example)
 
 
@@ -509,7 +509,7 @@ class TestBenchmarks:
 
 @functools.cache
 def go2_pictures(width: int, height: int) -> list[np.ndarray]:
-    """What the camera shows after each second step."""
+    """Return 100 frames of the Go2, one for every second step."""
     env, pictures = go2(width, height), []
     for _ in range(100):
         each(env.step, 2)()

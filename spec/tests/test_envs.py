@@ -24,7 +24,7 @@ def shows(frames: list[np.ndarray], pictures: list[np.ndarray], first: int) -> b
 
 
 def add_sensor(stage: Stage, is_attached: bool) -> None:
-    """Adds a camera sensor. It looks down, for software OpenGL takes seconds for a horizon."""
+    """Add a camera sensor. It looks down, because software OpenGL takes seconds for a horizon."""
     gs = start_genesis()
     if not hasattr(getattr(gs, "sensors", None), "RasterizerCameraOptions"):
         pytest.skip("this Genesis has no camera sensors")
@@ -74,7 +74,7 @@ class TestSensors:
 def wrap_sensor(
     world: Any, new_stage: type[Stage], is_attached: bool, env_idx: int, **keywords: Any
 ) -> tuple[list[np.ndarray], Any]:
-    """A wrapped env whose camera is a sensor, and what that reads after each step of a bare one."""
+    """Return what a bare env's sensor reads after each step, and a wrapped env with such a sensor."""
     bare, stage = (new_stage(add=lambda stage: add_sensor(stage, is_attached)) for _ in range(2))
     pictures = []
     for _ in range(16):
@@ -85,12 +85,12 @@ def wrap_sensor(
         stage, camera_attr="sensor", env_idx=env_idx, video_length_sec=0.1,
         step_trigger=lambda n: n == 3, **keywords,
     )  # fmt: skip
-    # The other env's come last, to which no frame may be nearer.
+    # The other env's frames come last, and no recorded frame may be nearer to one of them.
     return [p[env_idx] for p in pictures] + [p[1 - env_idx] for p in pictures], wrapper
 
 
 class Go2Env:
-    """In the shape of Genesis' locomotion example: built when it is made, it resets its own envs.
+    """An env in the shape of Genesis' locomotion example: built at once, and resets its envs itself.
 
     Its step() returns observations, rewards, whether an episode is over, and extras.
     """
@@ -136,7 +136,7 @@ class Go2Env:
 
 
 class FiveResultsEnv(Go2Env):
-    """The same, with the two ends of an episode apart."""
+    """The same env, with terminated and truncated apart."""
 
     def step(self, actions: torch.Tensor) -> tuple[Any, ...]:
         observations, rewards, _, extras = super().step(actions)
@@ -144,7 +144,7 @@ class FiveResultsEnv(Go2Env):
 
 
 def act(env: Any, steps: int) -> list[Any]:
-    """Acts at random, and returns what came."""
+    """Act at random, and return the results."""
     random = torch.Generator().manual_seed(0)
     env.reset()
     return [env.step(torch.randn(2, 12, generator=random)) for _ in range(steps)]
@@ -152,7 +152,7 @@ def act(env: Any, steps: int) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def bare(real_scene: Any) -> tuple[list[Any], list[np.ndarray]]:
-    """What the env of five results returns, and its camera shows, where it is not wrapped."""
+    """Return the results and frames of the bare env with five results."""
     env, pictures = FiveResultsEnv(), []
     step = env.step
 
@@ -200,7 +200,7 @@ class TestGo2Example:
 
 
 class Env(SimpleNamespace):
-    """An env of 2 envs with what it must have, and no other attribute but those given."""
+    """Two envs with only the attributes that an env must have, and those given."""
 
     def __init__(self, picture: Any = None, flags: Any = lambda n: (None, None), **more: Any):
         numbers, shown = itertools.count(), [0]

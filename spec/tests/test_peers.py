@@ -1,4 +1,4 @@
-"""What the README's table says of Gymnasium's RecordVideo and of Genesis' own recording."""
+"""Tests of what the README's comparison says about RecordVideo and Genesis' own recording."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = [pytest.mark.of_suite, pytest.mark.extended]
 
 
 def copy_at_once(path: Path, copy: Path) -> None:
-    """Copies a file as soon as it has its name."""
+    """Copy a file as soon as it has its name."""
     wait_until(path.exists)
     shutil.copy(path, copy)
 
 
 def is_broken(path: Path) -> bool:
-    """Whether there is such a file, and no player takes it."""
+    """Return whether the file exists and cannot be played."""
     assert path.exists()
     try:
         return not read_video(path).frames
@@ -38,7 +38,7 @@ def is_broken(path: Path) -> bool:
 
 
 class Numbers(GymEnv):
-    """Its picture shows how many steps it has taken."""
+    """An env whose image shows how many steps it has taken."""
 
     steps = renders = 0
 
@@ -54,7 +54,7 @@ class Numbers(GymEnv):
 
 
 def record(folder: Path, steps: int, episode: int, **options: Any) -> Any:
-    """RecordVideo, not yet closed, after so many steps in episodes of so many."""
+    """Return a RecordVideo, not yet closed, after so many steps in episodes of that length."""
     wrapper = record_video(Numbers(), folder, **options)
     for step in range(steps):
         if step and step % episode == 0:
@@ -75,14 +75,16 @@ class TestRecordVideo:
             (30, {}, {"episode-0": range(21), "episode-1": range(30, 51)}),
         ],
     )
-    def test_its_videos(self, tmp_path: Path, episode: int, options: Any, wanted: Any) -> None:
+    def test_videos_are_off_by_one(
+        self, tmp_path: Path, episode: int, options: Any, wanted: Any
+    ) -> None:
         wrapper = record(tmp_path, 80, episode, video_length=20, **options)
         wrapper.close()
         videos = {path.name: [*read_video(path).steps] for path in tmp_path.iterdir()}
         assert videos == {f"rl-video-{name}.mp4": [*steps] for name, steps in wanted.items()}
         assert wrapper.unwrapped.renders == sum(map(len, videos.values()))  # a picture a frame
 
-    def test_a_long_file_has_its_name_early_and_lacks_frames(self, tmp_path: Path) -> None:
+    def test_long_file_has_its_name_early_and_lacks_frames(self, tmp_path: Path) -> None:
         wrapper = record(tmp_path, 1000, 1000)
         path, copy = tmp_path / "rl-video-episode-0.mp4", tmp_path / "copy.mp4"
         watcher = threading.Thread(target=copy_at_once, args=(path, copy))
@@ -95,7 +97,7 @@ class TestRecordVideo:
         assert len({*read_video(path).steps}) < 1000
 
     @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "1 / 0"])
-    def test_a_kill_or_an_error_leaves_nothing(self, tmp_path: Path, end: str) -> None:
+    def test_kill_or_error_leaves_nothing(self, tmp_path: Path, end: str) -> None:
         pytest.importorskip("moviepy")
         code = (
             f"from spec.tests.test_peers import *; w = record(Path({str(tmp_path)!r}), 9, 9); {end}"
@@ -106,7 +108,7 @@ class TestRecordVideo:
 
 
 def film(end: str) -> None:
-    """Films in the working directory with Genesis' camera, and ends so in a second recording."""
+    """Record with Genesis' camera in the working directory, and end this way in a second recording."""
     gs = start_genesis()
     scene = gs.Scene(sim_options=gs.options.SimOptions(dt=0.02), show_viewer=False)
     camera = scene.add_camera(res=(640, 480), pos=(2, 0, 1), lookat=(0, 0, 0.5))
@@ -132,7 +134,9 @@ def film(end: str) -> None:
 
 class TestStartRecording:
     @pytest.mark.parametrize("end", ["SIGKILL", "an error"])
-    def test_it_films_by_hand(self, genesis: Any, tmp_path: Path, end: str) -> None:
+    def test_recording_by_hand_ends_with_the_process(
+        self, genesis: Any, tmp_path: Path, end: str
+    ) -> None:
         code = f"import os; os.chdir({str(tmp_path)!r}); from spec.tests.test_peers import *; film({end!r})"
         result = run_python(code)
         # Genesis has the error go to the standard output.

@@ -22,10 +22,10 @@ TRAINING = ["genesis_forge", "rsl_rl", "skrl"]
 
 
 def go2_task(arrows: bool) -> Any:
-    """genesis-forge's kind of env: 16 Go2 that learn to walk, in episodes of 10 steps.
+    """Return an env of genesis-forge's kind: 16 Go2 learn to walk in episodes of 10 steps.
 
     With arrows it has the shape of genesis-forge's examples: a debug camera that follows the robot,
-    and arrows for its velocities, drawn anew each step. A second camera is the policy's eye.
+    and arrows for its velocities, redrawn each step. A second camera is the policy's eye.
     """
     import genesis as gs
     from genesis_forge import ManagedEnvironment
@@ -48,7 +48,7 @@ def go2_task(arrows: bool) -> Any:
                 vis_options=gs.options.VisOptions(rendered_envs_idx=[0]),
                 show_viewer=False,
             )
-            # Where genesis-forge 0.5.3 looks for them, and Genesis 1.4 has them no longer.
+            # genesis-forge 0.5.3 looks for them here, and Genesis 1.4 no longer has them here.
             self.scene.rigid_options = self.scene.options.rigid
             self.scene.vis_options = self.scene.options.vis
             self.scene.add_entity(gs.morphs.Plane())
@@ -83,7 +83,7 @@ def go2_task(arrows: bool) -> Any:
             RewardManager(self, cfg={"speed": speed | {"params": {"vel_cmd_manager": command}}})
             time_out = {"fn": lambda env: env.episode_length == 10, "time_out": True}
             TerminationManager(self, term_cfg={"time": time_out})
-            # Not genesis-forge's functions for these, which do not work in every release.
+            # genesis-forge's own functions for these do not work in every release.
             observed = {
                 "command": {"fn": lambda env: command.command},
                 "gravity": {"fn": lambda env: base.get_projected_gravity()},
@@ -95,7 +95,7 @@ def go2_task(arrows: bool) -> Any:
 
 
 def rsl_rl_config(steps: int) -> dict[str, Any]:
-    """For PPO with so many steps in an iteration."""
+    """Return a configuration of PPO with so many steps in an iteration."""
     model = {"class_name": "MLPModel", "hidden_dims": [32]}
     return {
         "num_steps_per_env": steps,
@@ -108,7 +108,7 @@ def rsl_rl_config(steps: int) -> dict[str, Any]:
 
 
 def train_rsl_rl(env: Any) -> Any:
-    """Trains for 44 steps. Returns the policy."""
+    """Train for 44 steps, and return the policy."""
     from genesis_forge.wrappers import RslRlWrapper
     from rsl_rl.runners import OnPolicyRunner
 
@@ -122,7 +122,7 @@ def train_rsl_rl(env: Any) -> Any:
 
 
 def train_skrl(env: Any) -> Any:
-    """Trains for 44 steps; skrl closes the env when Python exits. Returns the policy."""
+    """Train for 44 steps, and return the policy. skrl closes the env when Python exits."""
     from genesis_forge.wrappers import SkrlEnvWapper
     from skrl.agents.torch.ppo import PPO
     from skrl.memories.torch import RandomMemory
@@ -131,7 +131,7 @@ def train_skrl(env: Any) -> Any:
 
     class Env(SkrlEnvWapper):
         def state(self) -> None:
-            """Of genesis-forge 0.5.3 it asks an env that was never set."""
+            """Return nothing: that of genesis-forge 0.5.3 asks an env that was never set."""
 
     class Actor(GaussianMixin, Model):
         def __init__(self) -> None:
@@ -171,9 +171,9 @@ def train_skrl(env: Any) -> Any:
 
 
 def train(library: str, arrows: bool, wrapped: str, file: str) -> None:
-    """Trains in this process, in the working directory, and saves all that the env returned.
+    """Train in this process and the working directory, and save all that the env returned.
 
-    Prints how many pictures the video's camera has rendered before the env is closed.
+    Print how many frames the video's camera has rendered before the env is closed.
     """
     import genesis as gs
 
@@ -212,7 +212,7 @@ def train(library: str, arrows: bool, wrapped: str, file: str) -> None:
 
 
 def train_with_wandb(log_dir: str) -> None:
-    """Trains for 40 steps, four episodes, with rsl_rl's own writer for Weights & Biases."""
+    """Train for 40 steps, in four episodes, with rsl_rl's own writer for Weights & Biases."""
     from rsl_rl.env import VecEnv
     from rsl_rl.runners import OnPolicyRunner
     from tensordict import TensorDict
@@ -243,10 +243,10 @@ def train_with_wandb(log_dir: str) -> None:
 
 
 class ExampleEnv(Go2Env):
-    """Go2 as rsl_rl 5 and Genesis' own example have them: four results, TensorDict observations.
+    """Go2 in the shape of rsl_rl 5 and Genesis' example: four results, TensorDict observations.
 
     Attributes:
-        steps: What each step has returned.
+        steps: The results of each step.
         frames: What the camera shows after each step, if `renders` is true.
     """
 
@@ -287,7 +287,7 @@ def learn(env: Any) -> list[torch.Tensor]:
 
 
 class PlainEnv:
-    """An env as people write it by hand: no base class, and no more than a training loop calls.
+    """An env written by hand: without a base class, and with only what a training loop calls.
 
     Four envs push a box along a plane; an episode ends after 8 steps.
     """
@@ -330,7 +330,7 @@ class PlainEnv:
 
 
 def push(env: Any) -> list[torch.Tensor]:
-    """Pushes at random for 20 steps. Returns all that the env returned."""
+    """Push at random for 20 steps, and return all that the env returned."""
     random = torch.Generator().manual_seed(0)
     returned = [env.reset()[0]]
     for _ in range(20):
@@ -348,7 +348,7 @@ class TestTraining:
         ids=["rsl_rl, the examples' shape", "rsl_rl", "skrl"],
     )
     @pytest.mark.extended
-    def test_a_wrapped_training_leaves_its_videos_and_the_same_results(
+    def test_wrapped_training_equals_the_bare_one_and_leaves_videos(
         self,
         module: Any,
         python: Any,
@@ -387,7 +387,7 @@ class TestTraining:
             arrow = (green > red + 40) & (green > blue + 40)
             assert arrow.any() == arrows
         if library == "rsl_rl":  # skrl closes the env when Python exits
-            # Two triggered videos of five frames, and nothing of what was not the last episode.
+            # Two triggered videos of five frames, and no background frame.
             assert "rendered before close(): 10\n" in result.stdout
 
     @pytest.mark.of_module
@@ -422,7 +422,7 @@ class TestTraining:
     @pytest.mark.of_module
     @pytest.mark.clause("TRAIN-1a", "FILE-3a")
     @pytest.mark.extended
-    def test_rsl_rl_uploads_a_whole_video_of_each_name_but_the_last_episode(
+    def test_rsl_rl_uploads_complete_videos_once_for_each_name(
         self, module: Any, python: Any, tmp_path: Path, read_video: Any
     ) -> None:
         pytest.importorskip("rsl_rl")
@@ -443,7 +443,7 @@ class TestTraining:
         assert uploaded == [videos["0.mp4"], videos["10.mp4"]]
 
     @pytest.mark.clause("BLD-6", "FIN-5b")
-    def test_an_env_written_by_hand_needs_no_base_class(
+    def test_env_written_by_hand_needs_no_base_class(
         self, genesis: Any, implementation: type, tmp_path: Path, read_video: Any
     ) -> None:
         wrapper = implementation(
@@ -457,7 +457,7 @@ class TestTraining:
     @pytest.mark.clause("FILE-16")
     @pytest.mark.parametrize("ending", ["triggered", "final"])
     @pytest.mark.extended(default=["final"])
-    def test_debug_drawings_are_in_the_video(
+    def test_debug_drawings_are_in_every_video(
         self, genesis: Any, new_stage: type[Stage], tmp_path: Path, read_video: Any, leave_to: Any,
         ending: str,
     ) -> None:  # fmt: skip
