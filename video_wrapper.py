@@ -71,7 +71,7 @@ __version__ = __spec_version__ = "2.0.0"
 
 # The suffixes that a video's name may have, and ffmpeg's muxer for each.
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-MAX_NAME = 255 - len(".1a2b3c4d.part")  # bytes that file systems leave for a video's name
+MAX_NAME = 255  # bytes of a file's name
 FLOAT_NOISE = 1e-6  # 0.3 / 0.1 is not quite 3 (TIME-1)
 MAX_DENOMINATOR, MAX_RATE = 100_000, 2**31 - 1  # of the fractions that ffmpeg takes for rates
 WORTHWHILE_SECONDS = 1.0  # a recording this long is preferred to an older one (FIN-3)
@@ -203,8 +203,8 @@ class VideoWrapper(Wrapper):
         name = "0.mp4" if filename is None else filename
         is_name = isinstance(name, str) and name == os.path.basename(name) and _muxer(name)
         is_name = is_name and len(os.fsencode(name)) <= MAX_NAME
-        rule = f"a bare file name ending in {', '.join(MUXERS)} (use out_dir for the folder)"
-        _demand(is_name, "filename", rule, name)
+        rule = f"a bare file name of at most {MAX_NAME} bytes ending in {', '.join(MUXERS)}"
+        _demand(is_name, "filename", f"{rule} (use out_dir for the folder)", name)
         _demand(out_dir not in (None, ""), "out_dir", "the name of a folder", out_dir)
         self._env_idx = env_idx
         self._demand_env_idx()
@@ -241,8 +241,9 @@ class VideoWrapper(Wrapper):
 
         An env that is built already needs no call: its camera is found when it is needed (BLD-4).
         """
-        self.finish_recording()
-        self._end_episode()
+        if self._step:
+            self.finish_recording()
+            self._end_episode()
         getattr(self.env, "build", lambda: None)()
         self._demand_env_idx()
         self._camera()
@@ -495,7 +496,10 @@ class VideoWrapper(Wrapper):
                 expected = f"env {self._env_idx} among them"
                 raise _RecordingFailed(f"the camera returned the envs {envs}, expected {expected}")
             image = image[envs.index(self._env_idx)]
-        return (image.cpu().numpy() if hasattr(image, "cpu") else image)[..., :3]
+        try:
+            return (image.cpu().numpy() if hasattr(image, "cpu") else image)[..., :3]
+        except (MemoryError, RuntimeError) as error:
+            raise _RecordingFailed(f"a frame is {dtype} {shape}, {error!r}") from error
 
     def _rendered_envs(self) -> list[int] | None:
         visualizer = getattr(getattr(self.unwrapped, "scene", None), "visualizer", None)
@@ -590,7 +594,7 @@ class _Encoder:
 
     def __init__(self, path: str, rate: Fraction) -> None:
         self.path, self.frames = path, 0
-        self._part, self._rate = f"{path}.{os.urandom(4).hex()}.part", rate
+        self._part, self._rate = _partial_path(path), rate
         self._process: Any = None
         self._shape: tuple[int, ...] = ()
         self._start_lock, self._is_over = threading.Lock(), False
@@ -602,7 +606,8 @@ class _Encoder:
             if self._process is None:
                 self._start(frame.shape)
             if frame.shape != self._shape:
-                raise ValueError(f"a frame has the shape {frame.shape}, expected {self._shape}")
+                expected = f"{self._shape} as before"
+                raise _RecordingFailed(f"a frame is uint8 {frame.shape}, expected {expected}")
             pipe = self._process.stdin
             pipe.flush()  # the rest of a frame that Ctrl-C interrupted
             pipe.write(np.ascontiguousarray(frame))  # into its buffer, which holds one frame
@@ -613,8 +618,8 @@ class _Encoder:
                 raise  # a TimeoutError of the user's signal handler
             self.finish()  # raises what ffmpeg said before it went
             raise _RecordingFailed(str(error)) from error
-        except (MemoryError, ValueError) as error:
-            raise _RecordingFailed(f"{type(error).__name__}: {error}") from error
+        except MemoryError as error:
+            raise _RecordingFailed(f"a frame is uint8 {frame.shape}, {error!r}") from error
 
     def finish(self) -> bool:
         """Complete the video and give it its name. Return whether there is one."""
@@ -628,11 +633,13 @@ class _Encoder:
                 process.stdin.flush()
                 process.stdin.close()
             message = process.stderr.read().decode(errors="replace").strip()
-            code = process.wait()  # 0 where SIGCHLD is ignored, so look at the file as well
+            if process.wait() or message:
+                raise OSError(message or f"ffmpeg ended with exit code {process.returncode}")
+            # The exit code is lost where SIGCHLD is ignored, so look at the file as well.
             with open(self._part, "rb") as file:
                 head = file.read(64)  # where ffmpeg moves the index (moov) of an MP4 last
-            if message or code or not (b"moov" in head or b"matroska" in head):
-                raise OSError(message or f"ffmpeg ended with exit code {code}")
+            if b"moov" not in head and b"matroska" not in head:
+                raise OSError("ffmpeg did not complete the file")
         except OSError as error:
             self.discard()
             raise _RecordingFailed(str(error)) from error
@@ -746,7 +753,7 @@ class _DeferredRenderer:
         self._gs: Any = genesis
         self._torch: Any = torch
         self._scene, self._camera, self._visualizer = scene, camera, scene.visualizer
-        self._smoothed: dict[str, Any] = {}  # the pose of a camera that follows with smoothing
+        self._pose: dict[str, Any] = {}  # of a camera that follows, which depends on its way
         self._drawings: set[Any] = set()  # in the last snapshot
         self._attributes: list[tuple[Any, str]] = []  # that decide an image
 
@@ -757,8 +764,8 @@ class _DeferredRenderer:
 
     def hand_over(self) -> None:
         """Move the camera to where the last snapshot had it: an active recording goes on there."""
-        vars(self._camera).update(self._smoothed)
-        self._smoothed = {}
+        vars(self._camera).update(self._pose)
+        self._pose = {}
 
     def snapshot(self) -> tuple[Callable[[], Any], int]:
         """Return a function that renders the present frame, and the bytes that this takes."""
@@ -778,7 +785,7 @@ class _DeferredRenderer:
             raise _CannotDefer("the scene is gone: call close() before gs.destroy()")
         with self._torch.inference_mode(False), self._restored(self._nodes()):
             self._put(snapshot)
-            self._visualizer._t = self._context._t = math.inf  # Genesis updates nothing
+            self._visualizer._t = self._context._t = self._scene.sim.cur_step_global  # up to date
             # An env may count what its camera renders, or change it: a check is not its business.
             return type(self._camera).render(self._camera) if is_check else self._camera.render()
 
@@ -846,16 +853,15 @@ class _DeferredRenderer:
 
     def _moved_transform(self, is_drawn: bool) -> Any:
         """Return the camera's transform after the move that rendering makes. Leave the camera."""
-        camera, is_attached = self._camera, self._camera._attached_link is not None
-        is_still = not is_attached and camera._followed_entity is None
-        if is_still or is_drawn and not self._smoothed:
+        camera, follows = self._camera, self._camera._followed_entity is not None
+        start = self._pose if follows else {}
+        if is_drawn and not start or camera._attached_link is None and not follows:
             return _copied(camera._transform)
         own = {name: getattr(camera, name) for name in self.POSE}
         try:
-            vars(camera).update({n: _copied(v) for n, v in (self._smoothed or own).items()})
-            camera.move_to_attach() if is_attached else camera.update_following()
-            is_smooth = camera._follow_smoothing is not None
-            self._smoothed = {name: getattr(camera, name) for name in self.POSE if is_smooth}
+            vars(camera).update({name: _copied(value) for name, value in (start or own).items()})
+            camera.update_following() if follows else camera.move_to_attach()
+            self._pose = {name: getattr(camera, name) for name in self.POSE if follows}
             return _copied(camera._transform)
         finally:
             vars(camera).update(own)
@@ -936,9 +942,10 @@ class _DeferredRenderer:
         view, far = np.reshape(transform.tolist(), (-1, 4, 4))[0], _copied(transform)
         far[..., :3, 3] += 1000  # metres, where it sees nothing
         ahead = self._torch.tensor(view[:3, 3] - 2 * view[:3, 2]).float()
-        bodies = (snapshot.bodies or {}).items()
-        near = {batch: (ahead.expand_as(position), rest) for batch, (position, rest) in bodies}
-        seen = snapshot._replace(bodies=near) if near else snapshot
+        poses = {batch: self._poses(*batch) for batch in self._batches}
+        near = {batch: (ahead.expand_as(place), turn) for batch, (place, turn) in poses.items()}
+        nodes = [node for node in snapshot.nodes if node[0] not in self._body_nodes]
+        seen = snapshot._replace(bodies=near, nodes=nodes) if near else snapshot
         unseen = seen._replace(attributes=[(camera, name, far), *others])
         images = [self.render(it, is_check=True)[0] for it in (seen, unseen, snapshot)]
         is_still = np.array_equal(images[0], image) or np.array_equal(images[0], images[1])
@@ -965,10 +972,17 @@ def _muxer(name: str) -> Any:
     return MUXERS.get(os.path.splitext(name)[1].lower())
 
 
+def _partial_path(path: str) -> str:
+    folder, name = os.path.split(path)
+    suffix = f".{os.urandom(4).hex()}.part"
+    stem = os.fsdecode(os.fsencode(name)[: MAX_NAME - len(suffix)])
+    return os.path.join(folder, stem + suffix)
+
+
 def _recording_folder(out_dir: Any, name: str) -> str:
     """Create the folder, and try in it what recordings do: write, seek back, rename (ARG-7)."""
     folder = os.path.abspath(out_dir)
-    paths = [os.path.join(folder, f"{name}.{os.urandom(4).hex()}.part") for _ in range(2)]
+    paths = [_partial_path(os.path.join(folder, name)) for _ in range(2)]
     try:
         os.makedirs(folder, exist_ok=True)
         with open(paths[0], "wb", buffering=0) as file:

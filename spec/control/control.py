@@ -188,7 +188,6 @@ class VideoWrapper:
                 file.write(b"data")
                 file.seek(0)
                 file.write(b"rewritten")
-                self._created = os.fstat(file.fileno()).st_mtime
             os.replace(trial, trial + ".renamed")
         except OSError as error:
             text = (
@@ -235,12 +234,7 @@ class VideoWrapper:
             self.finish_recording()
         self._end_episode()
         if hasattr(self.env, "build"):
-            try:
-                self.env.build()
-            except Exception as error:
-                if "already built" in str(error):
-                    error.args = (f"{error} The call of build() is not needed.",)
-                raise
+            self.env.build()
         self._check_env_idx()
         self._camera()
 
@@ -460,8 +454,6 @@ class VideoWrapper:
         part = os.path.join(self._out_dir, f"{os.urandom(8).hex()}.part")
         try:
             recording.encode(part, self._rate)
-            is_older = os.path.exists(recording.path)
-            is_older = is_older and os.path.getmtime(recording.path) < self._created
         except Exception as error:
             self._forget_file(part)
             self._drop(recording)
@@ -481,10 +473,9 @@ class VideoWrapper:
         if recording.is_active and self._filename:
             self._background = []  # an older video must not overwrite it
         if self._logging:
-            note = ", over an earlier file" if is_older else ""
             with contextlib.suppress(Exception):
                 text = f"{frames} frames, {frames / rate:.4g} s, {rate:.4g} frames per second"
-                print(f"{recording.path}: {text}{note}")
+                print(f"{recording.path}: {text}")
 
     def _forget_file(self, path: str) -> None:
         with contextlib.suppress(OSError):

@@ -290,7 +290,7 @@ class TestFaults:
         check_end(result)
         assert len(result.stdout.splitlines()) == 1, result.stdout
 
-    @pytest.mark.clause("LOG-1e")
+    @pytest.mark.clause("LOG-1d")
     @pytest.mark.parametrize(
         "break_it",
         [

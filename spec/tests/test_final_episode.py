@@ -163,7 +163,7 @@ class TestKeptForLater:
             assert "close()" in said[0], f"that close() comes first was wanted, and not {said}"
             assert files == [] and closed == [True]
 
-    @pytest.mark.clause("LOG-1d")
+    @pytest.mark.clause("LOG-1c")
     def test_close_says_how_far_it_is(
         self, reproducible: Any, new_stage: type[Stage], leave_to: Any,
         capsys: pytest.CaptureFixture,
