@@ -172,7 +172,7 @@ class CopiedBytes(TorchDispatchMode):
 
 class TestSnapshots:
     @pytest.mark.of_module
-    @pytest.mark.clause("COST-10b", "FIN-6")
+    @pytest.mark.clause("FIN-6")
     @pytest.mark.extended
     def test_snapshot_reads_the_poses_of_rendered_envs_only(
         self, reproducible: Any, module: Any
