@@ -27,7 +27,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator

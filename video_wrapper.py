@@ -261,6 +261,8 @@ class VideoWrapper(Wrapper):
             as in rsl_rl, observations, rewards, dones, extras. Flags are None, or a tensor, array
             or list with a bool or int for each env (EPI-2). Others raise an error (EPI-7).
         """
+        if self._renderer is not None:
+            self._renderer.move_camera()
         result = self.env.step(actions)
         if self._counts_episodes and not self._step:
             _check_results(result, self._env_idx, self.num_envs)
@@ -365,8 +367,6 @@ class VideoWrapper(Wrapper):
             return  # the process is ending, and nothing would finish the recording
         self._camera()
         self.finish_recording()
-        if type == "active" and self._renderer is not None:
-            self._renderer.hand_over()
         shown = self._rendered_envs()
         if shown and self._env_idx not in shown and not self._has_warned:
             self._has_warned = True
@@ -753,7 +753,9 @@ class _DeferredRenderer:
         self._gs: Any = genesis
         self._torch: Any = torch
         self._scene, self._camera, self._visualizer = scene, camera, scene.visualizer
-        self._pose: dict[str, Any] = {}  # of a camera that follows, which depends on its way
+        self._pose: dict[str, Any] = {}  # of a camera that moves when it renders
+        self._transform_before: Any = None
+        self._present: _Snapshot | None = None  # to be put back
         self._drawings: set[Any] = set()  # in the last snapshot
         self._attributes: list[tuple[Any, str]] = []  # that decide an image
 
@@ -762,9 +764,14 @@ class _DeferredRenderer:
         is_same = scene is self._scene and camera is self._camera
         return is_same and getattr(scene, "visualizer", None) is self._visualizer
 
-    def hand_over(self) -> None:
-        """Move the camera to where the last snapshot had it: an active recording goes on there."""
-        vars(self._camera).update(self._pose)
+    def move_camera(self) -> None:
+        """Move the camera as rendering the last snapshot would have, for the next step.
+
+        Not before: if the env renders in the same step, Genesis makes this move.
+        """
+        self._put_back()
+        if self._pose and (self._camera._transform == self._transform_before).all():
+            vars(self._camera).update(self._pose)
         self._pose = {}
 
     def snapshot(self) -> tuple[Callable[[], Any], int]:
@@ -836,9 +843,12 @@ class _DeferredRenderer:
             # Before Genesis 1.4.5, an update alone tells whether contacts and sensors are drawn.
             draws = context.link_frame_shown or getattr(context, "tracked_nodes", True)
             if context.dynamic_nodes or camera.debug and draws:
-                with self._restored():
+                clocks = self._visualizer._t, context._t
+                try:
                     self._visualizer._t = math.inf  # no camera moves
                     context.update()
+                finally:
+                    self._visualizer._t, context._t = clocks
             else:
                 bodies = {batch: self._poses(*batch) for batch in self._batches}
         values = [(owner, name, _copied(getattr(owner, name))) for owner, name in self._attributes]
@@ -854,14 +864,14 @@ class _DeferredRenderer:
     def _moved_transform(self, is_drawn: bool) -> Any:
         """Return the camera's transform after the move that rendering makes. Leave the camera."""
         camera, follows = self._camera, self._camera._followed_entity is not None
-        start = self._pose if follows else {}
-        if is_drawn and not start or camera._attached_link is None and not follows:
+        if is_drawn or camera._attached_link is None and not follows:
             return _copied(camera._transform)
         own = {name: getattr(camera, name) for name in self.POSE}
         try:
-            vars(camera).update({name: _copied(value) for name, value in (start or own).items()})
+            vars(camera).update({name: _copied(value) for name, value in own.items()})
             camera.update_following() if follows else camera.move_to_attach()
-            self._pose = {name: getattr(camera, name) for name in self.POSE if follows}
+            self._pose = {name: getattr(camera, name) for name in self.POSE}
+            self._transform_before = _copied(own["_transform"])
             return _copied(camera._transform)
         finally:
             vars(camera).update(own)
@@ -869,13 +879,20 @@ class _DeferredRenderer:
     @contextlib.contextmanager
     def _restored(self, nodes: Any = None) -> Iterator[None]:
         """Put the present back in the end: the very objects, since some are changed in place."""
+        self._put_back()
         clocks = [(self._visualizer, "_t"), (self._context, "_t"), (self._camera, "_transform")]
         names = [*clocks, *self._attributes]
         present = [(owner, name, getattr(owner, name)) for owner, name in names]
+        self._present = _Snapshot(present, None, nodes)
         try:
             yield
         finally:
-            self._put(_Snapshot(present, None, nodes))
+            self._put_back()
+
+    def _put_back(self) -> None:
+        if self._present is not None:
+            self._put(self._present)
+        self._present = None  # last: if Ctrl-C interrupts this, the next step does it again
 
     def _poses(self, solver: Any, is_visual: bool) -> Sequence[Any]:
         """Return positions (envs, bodies, 3) and quaternions (envs, bodies, 4) of the rendered envs."""
