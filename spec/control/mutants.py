@@ -89,7 +89,7 @@ MUTANTS = [
     mutant("ARG-7c", "renaming is not tried", '            os.replace(trial, trial + ".renamed")\n', ""),
     mutant("ARG-7d", "the trial leaves a file", 'for path in (trial, trial + ".renamed"):', "for path in (trial,):"),
     mutant("ARG-7e", "no out_dir is the working directory", 'check(out_dir is not None and out_dir != "", "out_dir", out_dir)', 'out_dir = out_dir or "."'),
-    mutant("BLD-1a", "build() builds twice", "                self.env.build()\n", "                self.env.build(), self.env.build()\n"),
+    mutant("BLD-1a", "build() builds twice", "            self.env.build()\n", "            self.env.build(), self.env.build()\n"),
     mutant("BLD-1b", "a second build() leaves the recording running", "if self._step > 0:\n            self.finish", "if False:\n            self.finish"),
     mutant("BLD-1b", "the first build() finishes what was started", "if self._step > 0:\n            self.finish", "if True:\n            self.finish"),
     mutant("BLD-1c", "a second build() goes on with the episode", '        self._end_episode()\n        if hasattr(self.env, "build")', '        if hasattr(self.env, "build")'),
