@@ -50,6 +50,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -508,10 +509,8 @@ class VideoWrapper(Wrapper):
 
     def _demand_env_idx(self) -> None:
         count, i = self.env.num_envs, self._env_idx
-        is_count = hasattr(count, "__index__") and operator.index(count) > 0
-        _demand(is_count, "env.num_envs", "an int above 0", count)
-        is_index = hasattr(i, "__index__") and 0 <= operator.index(i) < count
-        _demand(is_index, "env_idx", f"an int from 0 to {count - 1}", i)
+        is_index = hasattr(count, "__index__") and hasattr(i, "__index__") and 0 <= i < count
+        _demand(is_index, "env_idx", f"an int below env.num_envs={count!r}", i)
 
     def _warn_of(self, recording: _Recording, failure: Exception) -> None:
         what = f"ended early, after {recording.frames} frames" if recording.frames else "failed"
@@ -546,8 +545,8 @@ def _save_all() -> None:
             wrapper._save_pending()
         except (KeyboardInterrupt, SystemExit):  # jobs are often sent two signals (CLOSE-6)
             wrapper._save_pending()
-        except Exception:  # noqa: BLE001 a warning that the user has turned into an error
-            sys.excepthook(*sys.exc_info())
+        except Exception as error:  # noqa: BLE001 a warning that the user has turned into one
+            sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _leave_to_parent() -> None:
@@ -999,21 +998,17 @@ def _partial_path(path: str) -> str:
 def _recording_folder(out_dir: Any, name: str) -> str:
     """Create the folder, and try in it what recordings do: write, seek back, rename (ARG-7)."""
     folder = os.path.abspath(out_dir)
-    paths = [_partial_path(os.path.join(folder, name)) for _ in range(2)]
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(paths[0], "wb", buffering=0) as file:
-            file.write(b"data")
-            file.seek(0)  # ffmpeg writes an MP4's index last, at the front
-            file.write(b"index")
-        os.replace(*paths)
+        with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as trial:
+            with open(_partial_path(os.path.join(trial, name)), "wb", buffering=0) as file:
+                file.write(b"data")
+                file.seek(0)  # ffmpeg writes an MP4's index last, at the front
+                file.write(b"index")
+            os.replace(file.name, os.path.join(trial, name))
     except OSError as error:
-        what = "out_dir must be a local folder where files can be rewritten and renamed, but"
-        raise OSError(error.errno, f"{what}: {error.strerror or error}", out_dir) from error
-    finally:
-        for path in paths:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        rule = "out_dir must be a local folder in which files can be rewritten and renamed"
+        raise OSError(error.errno, f"{rule} ({error.strerror or error})", out_dir) from error
     return folder
 
 
