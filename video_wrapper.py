@@ -803,6 +803,7 @@ class _DeferredRenderer:
             raise _CannotDefer(f"a {type(camera).__name__} renders in its own way")
         obstacles = {
             "the scene is not built": not scene.is_built,
+            "the camera is another scene's": all(camera is not c for c in visualizer.cameras),
             "a viewer can change the scene": visualizer.viewer,
             "only the rasterizer can": visualizer.renderer is not visualizer.rasterizer,
             "soft bodies or particles": not all(hasattr(s, "update_vgeoms") for s in solvers),
@@ -941,7 +942,8 @@ class _DeferredRenderer:
             if rank is not None:
                 renderer._node_ranks[node] = rank  # among see-through nodes
             renderer.set_pose(node, matrix)
-            if poses is not None:
+            # Genesis 1.0 must not update what it has not drawn since it was added.
+            if poses is not None and not np.array_equal(poses, node.mesh.primitives[0].poses):
                 node.mesh.primitives[0].poses, node.mesh._bounds = poses, None
                 target: Any = (node, "model")
                 if hasattr(renderer, "get_buffer_id"):  # Genesis 1.0
@@ -1005,7 +1007,7 @@ def _recording_folder(out_dir: Any, name: str) -> str:
                 file.write(b"data")
                 file.seek(0)  # ffmpeg writes an MP4's index last, at the front
                 file.write(b"index")
-            os.replace(file.name, os.path.join(trial, name))
+            os.replace(file.name, _partial_path(file.name))
     except OSError as error:
         rule = "out_dir must be a local folder in which files can be rewritten and renamed"
         raise OSError(error.errno, f"{rule} ({error.strerror or error})", out_dir) from error
