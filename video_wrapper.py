@@ -835,7 +835,8 @@ class _DeferredRenderer:
 
     def _take(self, is_first: bool) -> tuple[Callable[[], Any], int]:
         camera, context, bodies = self._camera, self._context, None
-        is_drawn = context._t >= self._scene.sim.cur_step_global  # the env has rendered itself
+        step = self._scene.sim.cur_step_global
+        is_drawn = context._t >= step  # the env has rendered itself
         transform = self._moved_transform(is_drawn)
         if not is_drawn:
             for solver, update in self._updates:
@@ -845,7 +846,7 @@ class _DeferredRenderer:
             if context.dynamic_nodes or camera.debug and draws:
                 clocks = self._visualizer._t, context._t
                 try:
-                    self._visualizer._t = math.inf  # no camera moves
+                    self._visualizer._t = step  # no camera moves
                     context.update()
                 finally:
                     self._visualizer._t, context._t = clocks
@@ -955,7 +956,8 @@ class _DeferredRenderer:
         """Check that Genesis draws what a snapshot says, also bodies and camera elsewhere."""
         camera, (_, name, transform), *others = self._camera, *snapshot.attributes
         with self._restored():
-            camera._transform, self._visualizer._t = transform, math.inf  # no camera moves
+            # No camera moves.
+            camera._transform, self._visualizer._t = transform, self._scene.sim.cur_step_global
             image = type(camera).render(camera)[0]
         view, far = np.reshape(transform.tolist(), (-1, 4, 4))[0], _copied(transform)
         far[..., :3, 3] += 1000  # metres, where it sees nothing
