@@ -728,7 +728,7 @@ class _CannotDefer(Exception):
 
 
 class _Snapshot(NamedTuple):
-    """What one frame shows."""
+    """All that decides one frame."""
 
     attributes: list[tuple[Any, str, Any]]  # owner, name and value
     bodies: Any = None  # poses by solver and geometry, or None if they are in `nodes`
@@ -740,7 +740,7 @@ class _DeferredRenderer:
 
     `camera.render()` first updates what is drawn and then draws it. `snapshot` has Genesis make the
     update, but for placing bodies, which takes longest, and copies the result. `render` puts a
-    snapshot in place, draws it, and puts the present back. All cameras stay where they were.
+    snapshot in place, draws it, and puts the present back. No other camera moves.
     """
 
     POSE = ("_pos", "_lookat", "_up", "_transform", "_quat")  # the attributes that move a camera

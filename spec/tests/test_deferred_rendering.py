@@ -13,7 +13,6 @@ import math
 import subprocess
 import sys
 import textwrap
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from spec.suite.genesis_scenes import (
     Stage,
@@ -641,43 +638,6 @@ def test_snapshots_count_their_bytes(genesis: Any) -> None:
     bare = make({})
     deferred = Deferred(bare.scene, bare.camera)
     assert all(200 < s.nbytes < 2000 for s in play(bare, {}, deferred.snapshot))
-
-
-class CountBytes(TorchDispatchMode):
-    """Count the bytes of tensors that torch operations make, unless they are views."""
-
-    nbytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        parts = [a for a in tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
-        known = {part.untyped_storage().data_ptr() for part in parts}
-        for part in tree_leaves(result):
-            if isinstance(part, torch.Tensor) and part.untyped_storage().data_ptr() not in known:
-                self.nbytes += part.nbytes
-        return result
-
-
-@pytest.mark.clause("FIN-5a")
-def test_snapshots_copy_only_the_rendered_envs(genesis: Any) -> None:
-    needs_genesis("1.4.2", "matrices of all envs are made by a kernel")
-    counts = []
-    for n_envs in 4, 4096:
-        # A camera that follows has Genesis copy the positions of all envs, as rendering does, too.
-        stage = make({"n_envs": n_envs, "scene": {"rendered_envs_idx": [0]}})
-        deferred = Deferred(stage.scene, stage.camera)
-        play(stage, {}, deferred.snapshot, 5)
-        stage.step()
-        tracemalloc.start()
-        with CountBytes() as count:
-            snapshot = deferred.snapshot()
-        counts.append((count.nbytes, snapshot.nbytes, tracemalloc.get_traced_memory()[1]))
-        tracemalloc.stop()
-        print(f"{n_envs} envs: torch bytes, snapshot's bytes, peak of Python's: {counts[-1]}")
-    (torch_few, size_few, peak_few), (torch_many, size_many, peak_many) = counts
-    assert torch_few == torch_many > 0
-    assert size_few == size_many
-    assert peak_many < 2 * peak_few
 
 
 def update_no_bodies(stage: Stage, monkeypatch: Any) -> None:
