@@ -21,7 +21,7 @@ import torch
 from spec.suite.doubles import never
 from spec.suite.fake_env import ENV_KEYWORDS, NUM_ACTIONS, FakeEnv
 from spec.suite.genesis_scenes import Board, GenesisEnv, board, needs_genesis, start_genesis
-from spec.suite.video_reader import Shown, Video, is_video_name, read_step, read_video
+from spec.suite.video_reader import Video, is_video_name, read_step, read_video
 
 if TYPE_CHECKING:
     from spec.suite.plugin import Suite
@@ -167,25 +167,6 @@ class Harness:
                     wrapper.close()
 
 
-def drift(world: Harness) -> tuple[int, int]:
-    """What `Shown.drift` is for the class under test, by a recording of five frames."""
-    try:
-        wrapper = world.wrap(step_trigger=lambda n: n == 3, record_final_episode=False)
-        world.run(wrapper, 15)
-        (steps,) = world.videos().values()
-        found = (steps[0] - 3, steps[-1] - 7)
-    except Exception:  # noqa: BLE001 then that is what the tests find
-        return (0, 0)
-    finally:
-        world.close()
-    # Further off, it is not the recording that was asked for.
-    return (
-        found
-        if steps == list(range(steps[0], steps[-1] + 1)) and max(map(abs, found)) <= 2
-        else (0, 0)
-    )
-
-
 def saves_background(world: Harness) -> bool:
     """Whether the class under test saves a background recording when it is closed (REC-4)."""
     with contextlib.suppress(Exception):  # then that is what the tests find
@@ -254,16 +235,6 @@ def start_recording(
 def read_video_fixture() -> Callable[..., Video]:
     """`read_video`."""
     return read_video
-
-
-@pytest.fixture(scope="session", autouse=True)
-def measured_drift(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
-    """`Shown.drift`, for the tests to come."""
-    env, folder = env_class(FakeEnv, suite.env_base), tmp_path_factory.mktemp("drift")
-    # A class that hangs, or takes no step_trigger: the tests tell.
-    with contextlib.suppress(pytest.fail.Exception, pytest.skip.Exception):
-        Shown.drift = drift(Harness("fake", folder, suite.implementation, env))
-    return Shown.drift
 
 
 @pytest.fixture

@@ -138,8 +138,7 @@ from pathlib import Path
 from spec.suite import fake_env, video_reader
 from spec.suite.child import World, children, encoders, load, warned
 signal.signal(signal.SIGINT, signal.default_int_handler)
-folder, implementation, base, first, last = sys.argv[1:]
-video_reader.Shown.drift = int(first), int(last)
+folder, implementation, base = sys.argv[1:]
 base = {env_class}
 world = World(Path(folder), load(implementation), base)
 never, first_only = (lambda n: False), (lambda n: n == 0)
@@ -162,9 +161,9 @@ def whole_script(code: str, suite: Suite) -> str:
     )
 
 
-def arguments_of(suite: Suite, folder: Path, drift: tuple[int, int]) -> list[str]:
+def arguments_of(suite: Suite, folder: Path) -> list[str]:
     """Return the arguments that `SCRIPT` reads."""
-    return [str(folder), suite.implementation_name, suite.env_base_name, *map(str, drift)]
+    return [str(folder), suite.implementation_name, suite.env_base_name]
 
 
 @pytest.fixture
@@ -174,12 +173,12 @@ def python() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def script(suite: Suite, tmp_path: Path, measured_drift: tuple[int, int]) -> Callable[..., Any]:
+def script(suite: Suite, tmp_path: Path) -> Callable[..., Any]:
     """Run code in a process that has a fake `world`; the result's `world` reads the videos."""
 
     def run(code: str, timeout: float = 120, ranks: int = 0, **options: Any) -> Any:
         folder = tmp_path / "videos"
-        arguments = arguments_of(suite, folder, measured_drift)
+        arguments = arguments_of(suite, folder)
         code = whole_script(code, suite)
         if ranks:
             (tmp_path / "rank.py").write_text(code)
@@ -253,9 +252,7 @@ class Job:
 
 
 @pytest.fixture
-def start(
-    suite: Suite, tmp_path: Path, measured_drift: tuple[int, int]
-) -> Iterator[Callable[..., Job]]:
+def start(suite: Suite, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """Start code, in a file of its own, as a `Job`; options are environment variables."""
     jobs = []
 
@@ -263,7 +260,7 @@ def start(
         path, folder = tmp_path / f"job{len(jobs)}.py", tmp_path / "videos"
         path.write_text(whole_script(code, suite), encoding="utf-8")
         world = Harness("fake", folder, suite.implementation, FakeEnv)
-        jobs.append(Job(path, arguments_of(suite, folder, measured_drift), world, **options))
+        jobs.append(Job(path, arguments_of(suite, folder), world, **options))
         return jobs[-1]
 
     yield run

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import re
 import subprocess
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -74,34 +76,6 @@ def box(data: bytes, path: str) -> bytes:
     return data[start:end]
 
 
-class Shown(list):
-    """The steps that a video shows.
-
-    It also equals a list that begins or ends up to so many frames earlier or later as the class
-    under test is wrong by in each video. So only the tests of TIME-4, which compare plain lists,
-    fail a class for that, and not every test that reads a video.
-
-    Attributes:
-        drift: By how many frames its videos begin and end too late.
-    """
-
-    drift: tuple[int, int] = (0, 0)
-
-    def __eq__(self, wanted: object) -> bool:
-        if not isinstance(wanted, list) or not wanted or not any(self.drift):
-            return list.__eq__(self, wanted)
-        first, last = self.drift
-        stride = (wanted[1] - wanted[0]) if len(wanted) > 1 else 1
-        # Up to: a recording that is started by hand or cut short may begin or end as it should.
-        return any(
-            list(self) == list(range(wanted[0] + a * stride, wanted[-1] + b * stride + 1, stride))
-            for a in range(min(0, first), max(0, first) + 1)
-            for b in range(min(0, last), max(0, last) + 1)
-        )
-
-    __hash__ = None
-
-
 def is_video_name(name: str) -> bool:
     """Whether people would take the file for a video: not hidden, and with one of ARG-5's suffixes."""
     return name[0] != "." and Path(name).suffix.lower() in (".mp4", ".m4v", ".mov", ".mkv")
@@ -133,9 +107,9 @@ class Video:
         return len(self.frames)
 
     @functools.cached_property
-    def steps(self) -> Shown:
+    def steps(self) -> list[int]:
         """The step that each frame shows."""
-        return Shown(self.reader(frame) for frame in self.frames)
+        return [self.reader(frame) for frame in self.frames]
 
     @functools.cached_property
     def _timing(self) -> tuple[Fraction, Fraction]:
@@ -188,6 +162,29 @@ def read_video(
     start = re.search(r"Duration: .*, start: (-?[\d.]+)", words)
     start_seconds = float(start[1]) if start else 0.0
     return Video(path, frames, width, height, codec, pix_fmt, reader, start_seconds)
+
+
+def assert_steps(steps: list[int], expected: Iterable[int], exact: bool = False) -> None:
+    """Check which steps a video shows.
+
+    Unless `exact`, it may have a frame more or less at either end, so that a class that is wrong by
+    one frame in each video fails TIME-4, whose tests are exact, and not every clause.
+    """
+    expected = [*expected]
+    stride = expected[1] - expected[0] if len(expected) > 1 else 1
+    around = itertools.product((0,) if exact else (0, -stride, stride), repeat=2)
+    near = [range(expected[0] + a, expected[-1] + b + 1, stride) for a, b in around]
+    if steps not in [[*steps_of] for steps_of in near]:
+        raise AssertionError(f"the video shows the steps {steps}, expected {expected}")
+
+
+def assert_videos(world: Any, expected: dict[str, Iterable[int]], exact: bool = False) -> None:
+    """Check which videos the folder has, and by `assert_steps` what they show."""
+    videos = world.videos()
+    if [*videos] != sorted(expected):
+        raise AssertionError(f"the videos are {[*videos]}, expected {sorted(expected)}")
+    for name, steps in videos.items():
+        assert_steps(steps, expected[name], exact)
 
 
 def psnr(frame: np.ndarray, picture: np.ndarray) -> float:
