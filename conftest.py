@@ -8,5 +8,4 @@ pytest_plugins = [
     "spec.suite.plugin",  # clauses, options, limits, progress and the report
     "spec.suite.harness",  # fixtures: the fake env and the real scene
     "spec.suite.processes",  # fixtures: code in processes of its own
-    "spec.suite.timing",  # the benchmarks' fixture
 ]

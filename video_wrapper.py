@@ -20,29 +20,24 @@
 Copy this file into your project and ``pip install imageio-ffmpeg``, which brings the encoder::
 
     env = VideoWrapper(MyEnv(), camera_attr="camera", out_dir="./videos")
-    env.build()
-    ...  # train
-    env.close()
 
-The parts, in data-flow order: `Wrapper` passes everything through to the env. `VideoWrapper` counts
-steps and episodes, and decides which recording lives. `_Recording` has the frames of one video so
-far. `_Encoder` makes a video of them. `_DeferredRenderer` stores what a Genesis camera would show,
-to render it later; a copy works without it if `VideoWrapper._defer` returns False. Ids such as
-(TIME-4) are clauses of the specification.
+`Wrapper` passes everything through to the env. `VideoWrapper` counts steps and episodes, and decides
+which recording lives. `_Recording` has the frames of a video so far. `_Encoder` makes the video.
+`_DeferredRenderer` stores what a Genesis camera would show, to render it later; a copy works without
+it if `VideoWrapper._defer` returns False. Ids such as (TIME-4) are clauses of the specification.
 """
 # The annotations are those of the documented API, and Genesis need not be installed:
 # ruff: noqa: RUF013, UP006, UP035
 # mypy: implicit-optional, disable-error-code="import, valid-type, type-arg, no-any-return"
 # pyright: strictParameterNoneValue=false, reportMissingImports=false, reportGeneralTypeIssues=false
-# pyright: reportMissingModuleSource=false, reportOptionalMemberAccess=false
 
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import contextlib
 import copy
 import functools
-import itertools
 import math
 import multiprocessing.util
 import operator
@@ -51,13 +46,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Tuple
 
 import numpy as np
@@ -70,15 +64,13 @@ if TYPE_CHECKING:
 GenesisEnv = Any  # an env of genesis-forge, or any that has what `VideoWrapper` needs
 __version__ = __spec_version__ = "2.0.0"
 
-# The suffixes that a video's name may have, and ffmpeg's muxer for each.
-MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # ffmpeg's, by suffix
 MAX_NAME = 255  # bytes of a file's name
 FLOAT_NOISE = 1e-6  # 0.3 / 0.1 is not quite 3 (TIME-1)
 MAX_DENOMINATOR, MAX_RATE = 100_000, 2**31 - 1  # of the fractions that ffmpeg takes for rates
 WORTHWHILE_SECONDS = 1.0  # a recording this long is preferred to an older one (FIN-3)
 FIRST_RESTART = 4  # an episode that goes on is recorded again from its steps 4N, 8N, ... (FIN-2)
 MEMORY_SHARE = 1 / 4  # of the available memory, for the snapshots of a recording (FIN-9)
-PROGRESS_SECONDS = 5.0  # after which a `close()` that renders says how far it is (LOG-1)
 
 
 def capped_cubic_episode_trigger(episode: int) -> bool:
@@ -108,8 +100,7 @@ class Wrapper:
 
     def __init__(self, env: GenesisEnv) -> None:
         if isinstance(env, type) or not all(hasattr(env, x) for x in ("step", "dt", "num_envs")):
-            needs = "an environment instance with step, dt and num_envs"
-            raise TypeError(f"env must be {needs}, got {env!r:.200}")
+            raise TypeError(f"env must be an instance with step, dt and num_envs, got {env!r:.200}")
         _demand(getattr(env, "can_be_wrapped", True), "env", "one with can_be_wrapped=True", env)
         self.env = env
         if "genesis_forge" in sys.modules:
@@ -127,10 +118,8 @@ class Wrapper:
 
     def __setattr__(self, name: str, value: Any) -> None:
         is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
-        if is_own or not hasattr(self.env, name):
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self.env, name, value)
+        owner = super() if is_own or not hasattr(self.env, name) else self.env
+        owner.__setattr__(name, value)
 
     @property
     def unwrapped(self) -> GenesisEnv:
@@ -145,22 +134,18 @@ class Wrapper:
 class VideoWrapper(Wrapper):
     """Records videos during training: the episodes or steps you choose, plus the final episode.
 
-    A video that starts at step s covers the steps s to s + `video_length_steps` - 1, with a frame
-    after every k-th one, where k is 1 / (fps * dt), rounded, and plays at the simulation's speed
-    (TIME). A recording that fails gives a RuntimeWarning and never ends the training (FAIL-1).
-    Exceptions of the env, the camera or a trigger are passed on (FAIL-3).
+    A video shows every k-th of the next `video_length_steps` steps, where k is 1 / (fps * dt),
+    rounded, and plays at the simulation's speed (TIME). A recording that fails gives a
+    RuntimeWarning. Errors of the env, the camera or a trigger are passed on (FAIL).
 
     Args:
         env: The environment to wrap, built or not. It has `dt`, `num_envs` and `step`.
-        camera_attr: The attribute of the base environment that holds the camera. Its `render()` or
-            `read()` returns a uint8 array or tensor of shape (height, width, 3), one more for each
-            rendered env in front of it, or a tuple that begins with such an image (FILE-8).
+        camera_attr: The base environment's attribute with the camera. Its `render()` or `read()`
+            gives uint8 (height, width, 3), one a rendered env, or a tuple that begins so (FILE-8).
         video_length_sec: Length of each video, in seconds of simulation.
-        episode_trigger: Called once for each episode of the watched env, with its number from 0. If
-            it returns True, the episode is recorded. If both triggers are None, the episodes are
-            those of `capped_cubic_episode_trigger` (TRIG).
-        step_trigger: Called for each step, with its number from 0, while no active recording is
-            running. If it returns True, a recording starts with this step.
+        episode_trigger: Asked once for each episode of the watched env, from 0: True records it.
+            Without a trigger, `capped_cubic_episode_trigger` is asked (TRIG).
+        step_trigger: Asked for each step, from 0, while no active recording runs: True starts one.
         out_dir: The folder for the videos. It is created if it is missing.
         fps: Frames per second. The nearest rate with a whole number of steps per frame is used.
         env_idx: The watched env: its episodes are counted, and its image is taken.
@@ -174,10 +159,6 @@ class VideoWrapper(Wrapper):
         OSError: `out_dir` cannot hold recordings (ARG-7).
         RuntimeError: ffmpeg cannot be run (ARG-12).
     """
-
-    # `__del__` reads these even if the constructor raised.
-    _recording: _Recording | None = None  # in progress
-    _kept: Sequence[_Recording] = ()  # finished background recordings, oldest first
 
     def __init__(
         self,
@@ -202,12 +183,14 @@ class VideoWrapper(Wrapper):
         is_name = isinstance(camera_attr, str) and camera_attr.isidentifier()
         _demand(is_name, "camera_attr", "the name of an attribute", camera_attr)
         name = "0.mp4" if filename is None else filename
-        is_name = isinstance(name, str) and name == os.path.basename(name) and _muxer(name)
-        is_name = is_name and len(os.fsencode(name)) <= MAX_NAME
+        is_name = isinstance(name, str) and name == os.path.basename(name)
+        is_name = (
+            is_name and Path(name).suffix.lower() in MUXERS and len(os.fsencode(name)) <= MAX_NAME
+        )
         rule = f"a bare file name of at most {MAX_NAME} bytes ending in {', '.join(MUXERS)}"
         _demand(is_name, "filename", f"{rule} (use out_dir for the folder)", name)
         _demand(out_dir not in (None, ""), "out_dir", "the name of a folder", out_dir)
-        self._env_idx = env_idx
+        self._camera_attr, self._env_idx = camera_attr, env_idx
         self._demand_env_idx()
         dt = _positive("env.dt", env.dt)
         per_frame = 1 / _positive("fps * env.dt", _positive("fps", fps) * dt)
@@ -218,19 +201,19 @@ class VideoWrapper(Wrapper):
         _demand(0 < self._rate <= MAX_RATE, "fps", "a rate that players take with this env.dt", fps)
         self._worthwhile = min(self._length, math.ceil(_integral(WORTHWHILE_SECONDS / dt)))
         _ffmpeg()  # if it is missing, the first recording would fail hours later
-        self._out_dir, self._filename = _recording_folder(out_dir, name), filename
-        self._camera_attr, self._logging = camera_attr, logging
+        self._out_dir, self._filename = _recording_folder(out_dir), filename
+        self._logging, self._record_final_episode = logging, record_final_episode
         self._step_trigger, self._episode_trigger = step_trigger, episode_trigger
         if episode_trigger is None and step_trigger is None:
             self._episode_trigger = capped_cubic_episode_trigger
-        self._record_final_episode = record_final_episode
         self._counts_episodes = self._episode_trigger is not None or record_final_episode
         self._step = self._episode = self._episode_start = 0  # of the next step
-        self._asked_episode = -1
-        self._next_background = 0  # the episode's step from which a background recording is due
+        # The last episode the trigger knows, and the episode's step at which a background is due.
+        self._asked_episode, self._next_background = -1, 0
+        self._recordings: list[_Recording] = []
         self._renderer: _DeferredRenderer | None = None
-        self._can_defer, self._has_warned, self._serial = True, False, next(_serials)
-        _living[self._serial] = self
+        self._can_defer, self._has_warned = True, False
+        _living[id(self)] = self
 
     @property
     def video_length_steps(self) -> int:
@@ -238,10 +221,7 @@ class VideoWrapper(Wrapper):
         return self._length
 
     def build(self) -> None:
-        """Build the env and check that it has the camera, and enough envs for `env_idx` (BLD-1, 2).
-
-        An env that is built already needs no call: its camera is found when it is needed (BLD-4).
-        """
+        """Build the env, unless it is built already, and check its camera and `env_idx` (BLD)."""
         if self._step:
             self.finish_recording()
             self._end_episode()
@@ -258,37 +238,31 @@ class VideoWrapper(Wrapper):
             actions: The actions for the env's `step`, passed on unchanged.
 
         Returns:
-            The env's results, unchanged: observations, rewards, terminated, truncated, extras or,
-            as in rsl_rl, observations, rewards, dones, extras. Flags are None, or a tensor, array
-            or list with a bool or int for each env (EPI-2). Others raise an error (EPI-7).
+            The env's four or five results, unchanged. Those between rewards and extras are None or
+            a bool or int for each env (EPI-2). Others raise a TypeError or ValueError (EPI-7).
         """
-        if self._renderer is not None:
-            self._renderer.move_camera()
         result = self.env.step(actions)
         if self._counts_episodes and not self._step:
             _check_results(result, self._env_idx, self.num_envs)
         try:
             self._start_what_is_due()
-            recording = self._recording
-            if recording is not None and self._step in recording.steps[:: self._stride]:
-                self._capture(recording)
+            for recording in self._recordings[-1:]:
+                if self._step in recording.steps[:: self._stride]:
+                    self._capture(recording)
         finally:
             # Even if a trigger or the camera raised: a step that is not counted shifts all others.
             self._step += 1
             if self._counts_episodes and _is_done(result[2:-1], self._env_idx):
                 self._end_episode()
-        if self._recording is not None:
-            self._drop_older_than(self._recording)
-            if self._step not in self._recording.steps:
-                self.finish_recording()
+        self._settle()
         return result
 
     def reset(self, env_ids: Sequence[int] = None) -> tuple[torch.Tensor, dict[str, Any]]:
         """Reset envs and return what the env returned.
 
         Args:
-            env_ids: Indices of the envs, or a boolean mask over them. None resets all. If the
-                watched env is among them and has taken a step, its episode ends (EPI-4).
+            env_ids: Indices of the envs, or a mask; None for all. The watched env's episode ends
+                if it is among them and has taken a step (EPI-4).
         """
         result = self.env.reset() if env_ids is None else self.env.reset(env_ids)
         if env_ids is None or _includes(env_ids, self._env_idx, self.num_envs):
@@ -296,55 +270,36 @@ class VideoWrapper(Wrapper):
         return result
 
     def start_recording(self, type: Literal["active", "background"] = "active") -> None:
-        """Start a recording with the next step, and finish the one in progress (REC-1).
-
-        Args:
-            type: An "active" recording is saved when it finishes, a "background" recording by
-                `close`, unless a newer one has replaced it (FIN-3).
-        """
+        """Start a recording, which is saved when it finishes or, if "background", by `close`."""
         _demand(type in ("active", "background"), "type", '"active" or "background"', type)
         self._start(type)
 
     def finish_recording(self) -> None:
         """Stop the recording in progress and, if it is active, save it (REC-2)."""
-        recording = self._recording
-        if recording is None:
-            return
-        recording.steps = range(recording.steps.start, min(recording.steps.stop, self._step))
-        if not recording.frames:
-            self._discard([recording])
-        elif recording.type == "active":
-            self._save(recording)
-            if self._filename is not None and recording.frames:
-                self._discard(self._kept)  # an older video must not overwrite this one
-        else:
-            self._kept = [*(kept for kept in self._kept if kept is not recording), recording]
-            self._drop_older_than(recording)
-        self._recording = None  # last, so that the next step or close() resumes after Ctrl-C
+        for recording in self._recordings:
+            recording.steps = range(recording.steps.start, min(recording.steps.stop, self._step))
+        self._settle()
 
     def close(self) -> None:
-        """Save pending videos, then close the env, even if saving fails (CLOSE-1).
-
-        If Ctrl-C interrupts the saving, another call resumes it (CLOSE-6).
-        """
+        """Save pending videos, then close the env, even if that fails. Ctrl-C: call it again."""
         try:
-            self._save_pending()
+            self._settle(is_closing=True)
         except Exception:  # a warning that the user has turned into an error
             getattr(self.env, "close", lambda: None)()
             raise
         getattr(self.env, "close", lambda: None)()
 
     def __del__(self) -> None:
-        self._save_pending()  # as a file object does
+        if "_recordings" in vars(self):  # the constructor has not raised
+            self._settle(is_closing=True)  # as a file object does
 
     def __reduce__(self) -> Any:
         raise TypeError("a VideoWrapper cannot be copied or pickled: wrap a copy of its env")
 
     def _start_what_is_due(self) -> None:
-        running, age = self._recording, self._step - self._episode_start
-        if running is not None and running.type == "active" and self._step in running.steps:
+        if any(it.type == "active" and self._step in it.steps for it in self._recordings[-1:]):
             return
-        is_triggered: Any = False
+        age, is_triggered = self._step - self._episode_start, False
         if self._step_trigger is not None:
             is_triggered = self._step_trigger(self._step)
         elif self._episode_trigger is not None and self._asked_episode != self._episode:
@@ -354,9 +309,8 @@ class VideoWrapper(Wrapper):
             self._start("active")
         elif self._record_final_episode and age >= self._next_background:
             self._start("background")
-            self._next_background = FIRST_RESTART * self._length
-            while self._next_background <= age:
-                self._next_background *= 2
+            doubled = 2 ** (age // self._length).bit_length()
+            self._next_background = self._length * max(FIRST_RESTART, doubled)
 
     def _end_episode(self) -> None:
         if self._step > self._episode_start:  # an episode without a step has not begun
@@ -364,7 +318,7 @@ class VideoWrapper(Wrapper):
             self._episode_start, self._next_background = self._step, 0
 
     def _start(self, type: Literal["active", "background"]) -> None:
-        if self._serial not in _living:
+        if id(self) not in _living:
             return  # the process is ending, and nothing would finish the recording
         self._camera()
         self.finish_recording()
@@ -374,9 +328,8 @@ class VideoWrapper(Wrapper):
             found = f"shows rendered_envs_idx={shown}, not env_idx={self._env_idx}"
             _warn(f"{self._camera_attr} {found}: pass VisOptions(rendered_envs_idx=[env_idx])")
         path = os.path.join(self._out_dir, self._filename or f"{self._step}.mp4")
-        encoder = _Encoder(path, self._rate)
         steps = range(self._step, self._step + self._length)
-        self._recording = _Recording(type, self._episode, steps, encoder)
+        self._recordings += [_Recording(type, self._episode, steps, _Encoder(path, self._rate))]
         _save_all_at_exit()
 
     def _capture(self, recording: _Recording) -> None:
@@ -395,10 +348,12 @@ class VideoWrapper(Wrapper):
         if not (self._can_defer and type(scene).__module__.startswith("genesis.")):
             return False
         try:
+            import psutil  # Genesis brings it
+
             if self._renderer is None or not self._renderer.is_of(scene, camera):
                 self._renderer = _DeferredRenderer(scene, camera)
             render, nbytes = self._renderer.snapshot()
-        except _CannotDefer as reason:
+        except (_CannotDefer, AttributeError) as reason:
             self._can_defer = False
             recording.snapshots.clear()
             what = f"cannot defer rendering of {self._camera_attr} ({reason})"
@@ -407,23 +362,28 @@ class VideoWrapper(Wrapper):
             return False
         except Exception as error:  # for example, the device is out of memory
             raise _RecordingFailed(f"{type(error).__name__}: {error}") from error
-        import psutil  # Genesis brings it
-
-        room = recording.room or psutil.virtual_memory().available * MEMORY_SHARE
-        recording.room = room - nbytes
+        recording.room = recording.room or psutil.virtual_memory().available * MEMORY_SHARE
+        recording.room -= nbytes
         if recording.room < 0:
             what = f"snapshots of {nbytes / 1e6:.3g} MB fill a quarter of the available memory"
             raise _RecordingFailed(f"{what}; pass VisOptions(rendered_envs_idx=[env_idx])")
         recording.snapshots.append(render)
         return True
 
-    def _drop_older_than(self, newer: _Recording) -> None:
-        """Discard the background recordings to which `close` prefers the newer one (FIN-3)."""
-        if self._kept and self._is_worthwhile(newer):
-            self._discard([kept for kept in self._kept if kept is not newer])
-        elif newer in self._kept:
-            worse = [kept for kept in self._kept if not self._is_worthwhile(kept)]
-            self._discard([kept for kept in worse if kept is not newer])
+    def _settle(self, is_closing: bool = False) -> None:
+        """Save active recordings that are over, and drop what `close` would not save (FIN-3)."""
+        good = self._is_worthwhile
+        rated = [it for it in self._recordings if it.frames and (it.type != "active" or good(it))]
+        best = max(rated, key=lambda it: (good(it), it.steps.start), default=None)
+        for recording in [*self._recordings]:
+            start, ended = recording.steps.start, is_closing or self._step >= recording.steps.stop
+            if ended and recording.type == "active" or is_closing and recording is best:
+                self._save(recording)
+                older = [it for it in self._recordings if it.steps.start <= start]
+                # An older video must not overwrite this one.
+                self._drop(older if self._filename and recording.frames else [recording])
+            elif is_closing or best and start < best.steps.start or ended and not recording.frames:
+                self._drop([recording])
 
     def _is_worthwhile(self, recording: _Recording) -> bool:
         """Whether it is long enough to watch, or its episode has ended (FIN-3)."""
@@ -431,47 +391,34 @@ class VideoWrapper(Wrapper):
         has_ended = recording.type == "background" and recording.episode < self._episode
         return has_ended or lasted >= self._worthwhile
 
-    def _discard(self, recordings: Sequence[_Recording]) -> None:
+    def _drop(self, recordings: Sequence[_Recording]) -> None:
         for recording in recordings:
-            recording.snapshots.clear()
             recording.encoder.discard()
-        self._kept = [kept for kept in self._kept if kept not in recordings]
-
-    def _save_pending(self) -> None:
-        """Save the best background recording, and then the active one, which is newer (FIN-3)."""
-        if self._recording is not None and self._recording.type == "background":
-            self.finish_recording()
-        best = ([kept for kept in self._kept if self._is_worthwhile(kept)] or self._kept)[-1:]
-        self._discard([kept for kept in self._kept if kept not in best])
-        for recording in best:
-            self._save(recording)
-        self._kept = ()
-        self.finish_recording()
+            self._recordings.remove(recording)
 
     def _save(self, recording: _Recording) -> None:
         """Complete the video. It can resume after Ctrl-C."""
-        encoder, snapshots, failure = recording.encoder, recording.snapshots, None
-        path, total, told = encoder.path, len(snapshots), time.monotonic()
+        encoder, rate = recording.encoder, float(self._rate)
         try:
-            while snapshots:
-                if time.monotonic() - told > PROGRESS_SECONDS:
-                    told = time.monotonic()
-                    self._say(f"Rendering {path}: {total - len(snapshots)} of {total} frames")
-                frame = self._frame(snapshots[0]())
-                snapshots.pop(0)
+            while recording.snapshots:
+                frame = self._frame(recording.snapshots[0]())
+                recording.snapshots.pop(0)
                 encoder.write(frame)
         except Exception as error:  # noqa: BLE001 rendering may raise anything
-            failure = error
-            snapshots.clear()
+            recording.snapshots.clear()
+            self._warn_of(recording, error)
         try:
-            if encoder.finish():
-                frames, rate = encoder.frames, float(self._rate)
-                length = f"{frames} frames, {frames / rate:.4g} s at {rate:.4g} fps"
-                self._say(f"Saved {path}: {length}")
+            if encoder.finish() and self._logging:
+                length = f"{encoder.frames} frames, {encoder.frames / rate:.4g} s at {rate:.4g} fps"
+                with contextlib.suppress(Exception):  # a line that cannot be printed
+                    print(f"Saved {encoder.path}: {length}")
         except _RecordingFailed as error:
-            failure = error
-        if failure is not None:
-            self._warn_of(recording, failure)
+            self._warn_of(recording, error)
+
+    def _warn_of(self, recording: _Recording, failure: Exception) -> None:
+        what = f"ended early, after {recording.frames} frames" if recording.frames else "failed"
+        name = f"{recording.encoder.path} (from step {recording.steps.start})"
+        _warn(f"recording {name} {what}: {failure}")
 
     def _camera(self) -> Any:
         camera = getattr(self.unwrapped, self._camera_attr, None)
@@ -488,44 +435,32 @@ class VideoWrapper(Wrapper):
         shape = tuple(getattr(image, "shape", ()))
         dtype = str(getattr(image, "dtype", type(image).__name__)).removeprefix("torch.")
         if dtype != "uint8" or len(shape) not in (3, 4) or shape[-1] not in (3, 4) or 0 in shape:
-            expected = "uint8 (height, width, 3)"
-            raise _RecordingFailed(f"the camera returned {dtype} {shape}, expected {expected}")
+            found = f"the camera returned {dtype} {shape}"
+            raise _RecordingFailed(f"{found}, expected uint8 (height, width, 3)")
         if len(shape) == 4:  # one image for each rendered env
-            envs = [*range(shape[0])]
-            envs = envs if shape[0] == self.num_envs else self._rendered_envs() or envs
+            envs = (shape[0] != self.num_envs and self._rendered_envs()) or [*range(shape[0])]
             if self._env_idx not in envs:
-                expected = f"env {self._env_idx} among them"
-                raise _RecordingFailed(f"the camera returned the envs {envs}, expected {expected}")
+                raise _RecordingFailed(f"the camera returned the envs {envs}, not {self._env_idx}")
             image = image[envs.index(self._env_idx)]
         try:
-            return (image.cpu().numpy() if hasattr(image, "cpu") else image)[..., :3]
+            image = image.cpu().numpy() if hasattr(image, "cpu") else image
+            return np.ascontiguousarray(image[..., :3])
         except (MemoryError, RuntimeError) as error:
             raise _RecordingFailed(f"a frame is {dtype} {shape}, {error!r}") from error
 
-    def _rendered_envs(self) -> list[int] | None:
+    def _rendered_envs(self) -> list[int]:
         visualizer = getattr(getattr(self.unwrapped, "scene", None), "visualizer", None)
         envs = getattr(getattr(visualizer, "context", None), "rendered_envs_idx", None)
-        return None if envs is None else [int(i) for i in envs]
+        return [] if envs is None else [int(i) for i in envs]
 
     def _demand_env_idx(self) -> None:
-        count, i = self.env.num_envs, self._env_idx
-        is_index = hasattr(count, "__index__") and hasattr(i, "__index__") and 0 <= i < count
+        i, count = self._env_idx, self.env.num_envs
+        is_index = hasattr(i, "__index__") and hasattr(count, "__index__") and i in range(count)
         _demand(is_index, "env_idx", f"an int below env.num_envs={count!r}", i)
 
-    def _warn_of(self, recording: _Recording, failure: Exception) -> None:
-        what = f"ended early, after {recording.frames} frames" if recording.frames else "failed"
-        name = f"{recording.encoder.path} (from step {recording.steps.start})"
-        _warn(f"recording {name} {what}: {failure}")
 
-    def _say(self, line: str) -> None:
-        if self._logging:
-            with contextlib.suppress(Exception):  # a line that cannot be printed ends no training
-                print(line)
-
-
-# Wrappers by serial number, that is in order of creation.
+# Wrappers by id, in order of creation.
 _living: weakref.WeakValueDictionary[int, VideoWrapper] = weakref.WeakValueDictionary()
-_serials = itertools.count()
 _finalizers: list[multiprocessing.util.Finalize] = []
 
 
@@ -539,25 +474,24 @@ def _save_all_at_exit() -> None:
 
 
 def _save_all() -> None:
-    for serial in sorted(_living):  # of two videos with one name, the newer one stays (CLOSE-4)
-        wrapper = _living.pop(serial)
+    for wrapper in [*_living.values()]:  # of videos with one name, the newest stays (CLOSE-4)
+        del _living[id(wrapper)]
         try:
-            wrapper._save_pending()
+            wrapper._settle(is_closing=True)
         except (KeyboardInterrupt, SystemExit):  # jobs are often sent two signals (CLOSE-6)
-            wrapper._save_pending()
+            wrapper._settle(is_closing=True)
         except Exception as error:  # noqa: BLE001 a warning that the user has turned into one
             sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _leave_to_parent() -> None:
     for wrapper in [*_living.values()]:  # in a forked child: the recordings are its parent's
-        for recording in [*wrapper._kept, *filter(None, [wrapper._recording])]:
+        for recording in wrapper._recordings:
             recording.encoder.leave_to_parent()
-        wrapper._recording, wrapper._kept = None, ()
+        wrapper._recordings.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_leave_to_parent)
 
 
 class _RecordingFailed(Exception):
@@ -580,58 +514,42 @@ class _Recording:
         return self.encoder.frames + len(self.snapshots)
 
 
-# Held here while ffmpeg runs: the garbage collector could close the pipes before `__del__` saves.
-_processes: set[Any] = set()
-
-
 class _Encoder:
-    """Encodes one video with an ffmpeg process: `write` each frame, then `finish` or `discard`.
-
-    The video is written to a partial file and renamed when it is complete (FILE-3). A call that
-    Ctrl-C interrupts can be made again.
-    """
+    """Encodes one video with ffmpeg: `write` each frame, then `finish` or `discard`."""
 
     def __init__(self, path: str, rate: Fraction) -> None:
-        self.path, self.frames = path, 0
-        self._part, self._rate = _partial_path(path), rate
+        self.path, self.frames, self._rate = path, 0, rate
+        folder, name = os.path.split(path)
+        self._part = os.path.join(folder, f"{name[:60]}.{os.urandom(4).hex()}.part")
         self._process: Any = None
-        self._shape: tuple[int, ...] = ()
-        self._start_lock, self._is_over = threading.Lock(), False
-        self._start_error: Exception | None = None
 
     def write(self, frame: np.ndarray) -> None:
         """Encode a frame: uint8, (height, width, 3), all of one size."""
         try:
-            if self._process is None:
-                self._start(frame.shape)
+            process = self._process or self._start(frame.shape)
             if frame.shape != self._shape:
-                expected = f"{self._shape} as before"
-                raise _RecordingFailed(f"a frame is uint8 {frame.shape}, expected {expected}")
-            pipe = self._process.stdin
-            pipe.flush()  # the rest of a frame that Ctrl-C interrupted
-            pipe.write(np.ascontiguousarray(frame))  # into its buffer, which holds one frame
+                raise _RecordingFailed(f"a frame is uint8 {frame.shape}, expected {self._shape}")
+            process.stdin.flush()  # the rest of a frame that Ctrl-C interrupted
+            process.stdin.write(frame)  # into its buffer, which holds one frame
             self.frames += 1
-            pipe.flush()
-        except OSError as error:
-            if error.errno is None:
+            process.stdin.flush()
+        except (MemoryError, OSError) as error:
+            if getattr(error, "errno", 0) is None:
                 raise  # a TimeoutError of the user's signal handler
             self.finish()  # raises what ffmpeg said before it went
-            raise _RecordingFailed(str(error)) from error
-        except MemoryError as error:
             raise _RecordingFailed(f"a frame is uint8 {frame.shape}, {error!r}") from error
 
     def finish(self) -> bool:
         """Complete the video and give it its name. Return whether there is one."""
-        with self._start_lock:
-            process = self._process
-            self._is_over = process is None
+        process = self._process
         if process is None:
             return False
         try:
             with contextlib.suppress(BrokenPipeError, ValueError):  # ffmpeg has gone, or is closed
                 process.stdin.flush()
                 process.stdin.close()
-            message = process.stderr.read().decode(errors="replace").strip()
+            pipe = process.stderr  # Python closes the pipes of garbage before `__del__` saves
+            message = "" if pipe.closed else pipe.read().decode(errors="replace").strip()
             if process.wait() or message:
                 raise OSError(message or f"ffmpeg ended with exit code {process.returncode}")
             # The exit code is lost where SIGCHLD is ignored, so look at the file as well.
@@ -648,16 +566,13 @@ class _Encoder:
             raise _RecordingFailed(f"{error}; the complete video is {self._part}") from error
         finally:
             self._process = None  # first, for another call after Ctrl-C
-            _processes.discard(process)
             process.stderr.close()
         return True
 
     def discard(self) -> None:
         """End ffmpeg and delete the partial file."""
-        self.frames = 0
-        with self._start_lock:
-            self._is_over = True
         if self._process is not None:
+            self.frames = 0
             self._process.kill()
             self._process.wait()
             with contextlib.suppress(OSError):
@@ -669,18 +584,15 @@ class _Encoder:
         if self._process is not None:
             self._process.stdin.raw.close()
             self._process.stderr.close()
-            _processes.discard(self._process)
             self._process = None
 
-    def _start(self, shape: tuple[int, ...]) -> None:
-        thread = threading.Thread(target=self._launch, args=(shape,))
+    def _start(self, shape: tuple[int, ...]) -> Any:
         try:  # in a thread, because Ctrl-C inside Popen would lose the process
-            thread.start()
-            thread.join()
+            with concurrent.futures.ThreadPoolExecutor(1) as starter:
+                starter.submit(self._launch, shape).result()
         except RuntimeError:  # Python starts no thread while it exits
             self._launch(shape)
-        if self._start_error is not None:
-            raise _RecordingFailed(str(self._start_error)) from self._start_error
+        return self._process
 
     def _launch(self, shape: tuple[int, ...]) -> None:
         # fmt: off
@@ -696,31 +608,24 @@ class _Encoder:
             # no frames back. At the default crf, moving robots blur and thin arrows vanish.
             "-c:v", "libx264", "-preset", "veryfast", "-tune", "zerolatency", "-threads", "1",
             "-crf", "17", "-x264-params", "chroma-qp-offset=-3:no-dct-decimate=1",
-            "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", _muxer(self.path), self._part,
+            "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", MUXERS[Path(self.path).suffix.lower()], self._part,
         ]
-        options: dict[str, Any] = {
-            "stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE,
-            "restore_signals": False,  # ffmpeg reports a file-size limit, and lives
-            "start_new_session": True,  # out of reach of signals to this process' group
-            "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        }
-        # fmt: on
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        self._shape = shape
         set_mask: Any = getattr(signal, "pthread_sigmask", lambda *_: None)  # Windows has none
-        with self._start_lock:
-            if self._process is not None or self._is_over:
-                return  # Ctrl-C interrupted the start, and another call came first
-            # A signal to the whole job reaches ffmpeg, too. It inherits this mask, so that only
-            # SIGKILL ends it before its pipe closes (CLOSE-14).
-            before = set_mask(getattr(signal, "SIG_BLOCK", 0), signal.valid_signals())
-            try:
-                os.makedirs(os.path.dirname(self.path), exist_ok=True)
-                self._shape = shape
-                self._process = subprocess.Popen(command, bufsize=math.prod(shape), **options)
-                _processes.add(self._process)
-            except Exception as error:  # noqa: BLE001 the caller waits for this thread
-                self._start_error = error
-            finally:
-                set_mask(getattr(signal, "SIG_SETMASK", 0), before)
+        # ffmpeg inherits this mask, so that of a whole job's signals only SIGKILL ends it.
+        before = set_mask(getattr(signal, "SIG_BLOCK", 0), signal.valid_signals())
+        try:
+            self._process = subprocess.Popen(
+                command, bufsize=math.prod(shape),
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                restore_signals=False,  # ffmpeg reports a file-size limit, and lives
+                start_new_session=True,  # out of reach of signals to this process' group
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+        finally:
+            set_mask(getattr(signal, "SIG_SETMASK", 0), before)
+        # fmt: on
 
 
 class _CannotDefer(Exception):
@@ -731,211 +636,138 @@ class _Snapshot(NamedTuple):
     """All that decides one frame."""
 
     attributes: list[tuple[Any, str, Any]]  # owner, name and value
-    bodies: Any = None  # poses by solver and geometry, or None if they are in `nodes`
-    nodes: Any = None  # node, rank, matrix and poses of each node of Genesis' renderer
+    bodies: dict[Any, Any]  # positions and quaternions, by solver and geometry
+    nodes: list[Any]  # node, rank, matrix and poses of all other things that are drawn
 
 
 class _DeferredRenderer:
     """Stores what a Genesis camera would show, and renders it later (FIN-5, 6).
 
-    `camera.render()` first updates what is drawn and then draws it. `snapshot` has Genesis make the
-    update, but for placing bodies, which takes longest, and copies the result. `render` puts a
-    snapshot in place, draws it, and puts the present back. No other camera moves.
+    `camera.render()` updates what is drawn, then draws it. `snapshot` copies what the update starts
+    from, because placing bodies takes longest. `render` puts a snapshot in place, draws it, and
+    puts the present back. Other cameras do not move.
     """
 
-    POSE = ("_pos", "_lookat", "_up", "_transform", "_quat")  # the attributes that move a camera
-
     def __init__(self, scene: Any, camera: Any) -> None:
-        import genesis
-        import torch
-
-        self._gs: Any = genesis
-        self._torch: Any = torch
+        self._gs, self._torch = sys.modules["genesis"], sys.modules["torch"]
         self._scene, self._camera, self._visualizer = scene, camera, scene.visualizer
-        self._pose: dict[str, Any] = {}  # of a camera that moves when it renders
-        self._transform_before: Any = None
-        self._present: _Snapshot | None = None  # to be put back
-        self._drawings: set[Any] = set()  # in the last snapshot
-        self._attributes: list[tuple[Any, str]] = []  # that decide an image
-
-    def is_of(self, scene: Any, camera: Any) -> bool:
-        """Whether it renders this camera: an env's `build` may make a new scene."""
-        is_same = scene is self._scene and camera is self._camera
-        return is_same and getattr(scene, "visualizer", None) is self._visualizer
-
-    def move_camera(self) -> None:
-        """Move the camera as rendering the last snapshot would have, for the next step.
-
-        Not before: if the env renders in the same step, Genesis makes this move.
-        """
-        self._put_back()
-        if self._pose and (self._camera._transform == self._transform_before).all():
-            vars(self._camera).update(self._pose)
-        self._pose = {}
-
-    def snapshot(self) -> tuple[Callable[[], Any], int]:
-        """Return a function that renders the present frame, and the bytes that this takes."""
-        # Genesis keeps tensors that are made here. Those of inference mode it could not change.
-        with self._torch.inference_mode(False):
-            if self._attributes:
-                return self._take(is_first=False)
-            try:
-                self._prepare()
-                return self._take(is_first=True)
-            except (AttributeError, ImportError) as error:
-                raise _CannotDefer(f"this Genesis is unknown: {error}") from error
-
-    def render(self, snapshot: _Snapshot, is_check: bool = False) -> Any:
-        """Render a snapshot. Return what `camera.render` would have returned."""
-        if not (self._scene.is_built and self.is_of(self._scene, self._camera)):
-            raise _CannotDefer("the scene is gone: call close() before gs.destroy()")
-        with self._torch.inference_mode(False), self._restored(self._nodes()):
-            self._put(snapshot)
-            self._visualizer._t = self._context._t = self._scene.sim.cur_step_global  # up to date
-            # An env may count what its camera renders, or change it: a check is not its business.
-            return type(self._camera).render(self._camera) if is_check else self._camera.render()
-
-    def _prepare(self) -> None:
-        """Look for what cannot be rendered later, and for what decides an image."""
-        scene, camera, visualizer = self._scene, self._camera, self._visualizer
-        context, solvers = visualizer.context, scene.active_solvers
+        self._is_checked = False
         if getattr(type(camera), "render", None) is not self._gs.vis.camera.Camera.render:
             raise _CannotDefer(f"a {type(camera).__name__} renders in its own way")
+        visualizer, context = scene.visualizer, scene.visualizer.context
+        solvers, sensors = scene.active_solvers, scene.sim._sensor_manager.sensors
+        draws = context.link_frame_shown or any(sensor._options.draw_debug for sensor in sensors)
+        draws = draws or any(link.visualize_contact for link in scene.rigid_solver.links)
         obstacles = {
-            "the scene is not built": not scene.is_built,
             "the camera is another scene's": all(camera is not c for c in visualizer.cameras),
             "a viewer can change the scene": visualizer.viewer,
             "only the rasterizer can": visualizer.renderer is not visualizer.rasterizer,
+            "this Genesis is too old": hasattr(context._scene, "get_buffer_id"),
             "soft bodies or particles": not all(hasattr(s, "update_vgeoms") for s in solvers),
             "vertices set by hand": any(getattr(s, "n_custom_vverts", 0) for s in solvers),
             "propellers turn when drawn": any(hasattr(e, "propellers_idx") for e in scene.entities),
             "cameras are drawn": context.camera_frustum_shown,
+            "contacts, frames or sensors are drawn": camera.debug and draws,
         }
         for obstacle in [obstacle for obstacle, is_there in obstacles.items() if is_there]:
             raise _CannotDefer(obstacle)
         self._context, self._renderer = context, context._scene
         self._envs = self._torch.tensor([*context.rendered_envs_idx], device=self._gs.device)
         self._body_nodes = {*context.rigid_nodes.values()}
-        # Bodies have visual or collision geometry. Before Genesis 1.4.2, solvers keep matrices for
-        # rendering them, which are among the attributes.
-        solvers, has_poses = [*context._rigid_solvers()], hasattr(context, "rigid_geoms_T")
-        modes = [(solver, body.surface.vis_mode) for solver in solvers for body in solver.entities]
-        self._batches = {(solver, mode == "visual") for solver, mode in modes if has_poses}
+        solvers = [*context._rigid_solvers()]
         names = "update_geoms_render_T", "update_vgeoms", "update_vgeoms_render_T"
         self._updates = [(s, name) for s in solvers for name in names if hasattr(s, name)]
-        renderer, lights = self._renderer, self._renderer.light_nodes
-        owners = [(camera, "_fov"), (context, "shadow plane_reflection")]
-        owners += [(context.jit, "reflection_mat"), (renderer, "bg_color ambient_light")]
-        owners += [(light, "_matrix") for light in lights]
-        owners += [(light.light, "color intensity") for light in lights]
-        if not has_poses:
-            owners += [(solver, "_geoms_render_T _vgeoms_render_T") for solver in solvers]
-        pairs = [(owner, name) for owner, names in owners for name in names.split()]
-        self._attributes = [(owner, name) for owner, name in pairs if hasattr(owner, name)]
+        # Bodies have visual or collision geometry. Before Genesis 1.4.2, solvers keep matrices for
+        # rendering them, which are among the attributes.
+        has_poses = hasattr(context, "rigid_geoms_T")
+        modes = [(solver, body.surface.vis_mode) for solver in solvers for body in solver.entities]
+        self._batches = {(solver, mode == "visual") for solver, mode in modes if has_poses}
+        owners = [(camera, "_transform _fov"), (context, "shadow plane_reflection _t")]
+        owners += [(context._scene, "bg_color ambient_light"), (context.jit, "reflection_mat")]
+        owners += [(solver, "_geoms_render_T _vgeoms_render_T") for solver in solvers]
+        for node in context._scene.light_nodes:
+            owners += [(node, "_matrix"), (node.light, "color intensity")]
+        pairs = [
+            (it, name) for it, names in [*owners, (visualizer, "_t")] for name in names.split()
+        ]
+        self._attributes = [(it, name) for it, name in pairs if hasattr(it, name)]
 
-    def _take(self, is_first: bool) -> tuple[Callable[[], Any], int]:
-        camera, context, bodies = self._camera, self._context, None
-        step = self._scene.sim.cur_step_global
-        is_drawn = context._t >= step  # the env has rendered itself
-        transform = self._moved_transform(is_drawn)
-        if not is_drawn:
+    def is_of(self, scene: Any, camera: Any) -> bool:
+        """Whether it renders this camera: an env's `build` may make a new scene."""
+        is_same = scene is self._scene and camera is self._camera
+        return is_same and getattr(scene, "visualizer", None) is self._visualizer
+
+    def snapshot(self) -> tuple[Callable[[], Any], int]:
+        """Return a function that renders the present frame, and the bytes that this takes."""
+        # Genesis keeps tensors that are made here, and could not change those of inference mode.
+        with self._torch.inference_mode(False):
+            snapshot = self._take()
+            if not self._is_checked:
+                self._check(snapshot)
+        self._is_checked = True
+        arrays = [value for *_, value in [*snapshot.attributes, *snapshot.nodes]]
+        arrays += [part for parts in snapshot.bodies.values() for part in parts]
+        nbytes = sum(getattr(array, "nbytes", 0) for array in arrays)
+        return functools.partial(self.render, snapshot), nbytes
+
+    def render(self, snapshot: _Snapshot) -> Any:
+        """Render a snapshot. Return what `camera.render` would have returned."""
+        if not (self._scene.is_built and self.is_of(self._scene, self._camera)):
+            raise _CannotDefer("the scene is gone: call close() before gs.destroy()")
+        with self._torch.inference_mode(False):
+            present = self._take(updates=False)
+            try:
+                self._put(snapshot)
+                self._visualizer._t = self._context._t = self._scene.sim.cur_step_global
+                return self._camera.render()
+            finally:
+                self._put(present)
+
+    def _take(self, updates: bool = True) -> _Snapshot:
+        camera, step = self._camera, self._scene.sim.cur_step_global
+        if updates and self._visualizer._t < step:  # the env has not rendered itself
+            if camera._attached_link is not None:
+                camera.move_to_attach()
+            elif camera._followed_entity is not None:
+                camera.update_following()
             for solver, update in self._updates:
                 getattr(solver, update)()
-            # Before Genesis 1.4.5, an update alone tells whether contacts and sensors are drawn.
-            draws = context.link_frame_shown or getattr(context, "tracked_nodes", True)
-            if context.dynamic_nodes or camera.debug and draws:
-                clocks = self._visualizer._t, context._t
-                try:
-                    self._visualizer._t = step  # no camera moves
-                    context.update()
-                finally:
-                    self._visualizer._t, context._t = clocks
-            else:
-                bodies = {batch: self._poses(*batch) for batch in self._batches}
-        values = [(owner, name, _copied(getattr(owner, name))) for owner, name in self._attributes]
-        nodes = self._nodes(without=() if bodies is None else self._body_nodes)
-        snapshot = _Snapshot([(camera, "_transform", transform), *values], bodies, nodes)
-        if is_first:
-            self._check(snapshot)
-        if not is_drawn and not hasattr(context, "tracked_nodes"):
-            # Before Genesis 1.4.5, the next update of this step would draw contacts twice.
-            context.clear_dynamic_nodes(only_outdated=False)
-        return functools.partial(self.render, snapshot), self._size(snapshot)
-
-    def _moved_transform(self, is_drawn: bool) -> Any:
-        """Return the camera's transform after the move that rendering makes. Leave the camera."""
-        camera, follows = self._camera, self._camera._followed_entity is not None
-        if is_drawn or camera._attached_link is None and not follows:
-            return _copied(camera._transform)
-        own = {name: getattr(camera, name) for name in self.POSE}
-        try:
-            vars(camera).update({name: _copied(value) for name, value in own.items()})
-            camera.update_following() if follows else camera.move_to_attach()
-            self._pose = {name: getattr(camera, name) for name in self.POSE}
-            self._transform_before = _copied(own["_transform"])
-            return _copied(camera._transform)
-        finally:
-            vars(camera).update(own)
-
-    @contextlib.contextmanager
-    def _restored(self, nodes: Any = None) -> Iterator[None]:
-        """Put the present back in the end: the very objects, since some are changed in place."""
-        self._put_back()
-        clocks = [(self._visualizer, "_t"), (self._context, "_t"), (self._camera, "_transform")]
-        names = [*clocks, *self._attributes]
-        present = [(owner, name, getattr(owner, name)) for owner, name in names]
-        self._present = _Snapshot(present, None, nodes)
-        try:
-            yield
-        finally:
-            self._put_back()
-
-    def _put_back(self) -> None:
-        if self._present is not None:
-            self._put(self._present)
-        self._present = None  # last: if Ctrl-C interrupts this, the next step does it again
+        self._context.clear_dynamic_nodes()  # those of earlier steps
+        values = [(it, name, copy.deepcopy(getattr(it, name))) for it, name in self._attributes]
+        bodies = {batch: self._poses(*batch) for batch in self._batches}
+        return _Snapshot(values, bodies, self._nodes())
 
     def _poses(self, solver: Any, is_visual: bool) -> Sequence[Any]:
         """Return positions (envs, bodies, 3) and quaternions (envs, bodies, 4) of the rendered envs."""
         to_torch = self._gs.utils.misc.qd_to_torch
         state = solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms
-        parts = [to_torch(part, transpose=True)[self._envs] for part in (state.pos, state.quat)]
-        # From a GPU, in one copy with one wait.
-        return parts if parts[0].is_cpu else self._torch.cat(parts, -1).cpu().split((3, 4), -1)
+        parts = [to_torch(part, transpose=True) for part in (state.pos, state.quat)]
+        if self._envs.is_cpu:
+            return [part.numpy()[self._envs.numpy()] for part in parts]
+        selected = self._torch.cat([part[self._envs] for part in parts], -1).cpu().numpy()
+        return np.split(selected, [3], -1)  # after one copy and one wait for the device
 
-    def _nodes(self, without: Any = ()) -> list[Any]:
+    def _nodes(self) -> list[Any]:
         ranks, nodes = getattr(self._renderer, "_node_ranks", {}), []
-        for node in self._renderer.mesh_nodes.difference(without):
+        for node in self._renderer.mesh_nodes - self._body_nodes:
             if self._camera.debug or not node.mesh.is_marker:  # such as an arrow
                 part, *others = node.mesh.primitives
                 poses = None if others or part.poses is None else part.poses.copy()
                 nodes.append((node, ranks.get(node), np.array(node.matrix), poses))
         return nodes
 
-    def _size(self, snapshot: _Snapshot) -> int:
-        """Return its bytes, with the meshes of drawings that are new in it."""
-        arrays = [value for *_, value in [*snapshot.attributes, *snapshot.nodes]]
-        arrays += [part for parts in (snapshot.bodies or {}).values() for part in parts]
-        known, self._drawings = self._drawings, {node for node, *_ in snapshot.nodes}
-        for node in self._drawings - known - self._body_nodes:
-            arrays += [value for part in node.mesh.primitives for value in vars(part).values()]
-        return sum(getattr(array, "nbytes", 0) for array in arrays)
-
     def _put(self, snapshot: _Snapshot) -> None:
         """Make a snapshot what is drawn."""
         context, renderer, bodies = self._context, self._renderer, snapshot.bodies
         for owner, name, value in snapshot.attributes:
             setattr(owner, name, value)
-        if snapshot.nodes is None:
-            return
-        if bodies is not None:
-            to_matrices = self._gs.utils.geom.trans_quat_to_T
-            stand_in = copy.copy(context)  # has the poses of the snapshot, and draws no contacts
-            stand_in.rigid_geoms_T = lambda *it: to_matrices(*(part.numpy() for part in bodies[it]))
-            stand_in.tracked_nodes = {}
-            stand_in.update_rigid()
-        placed = set() if bodies is None else self._body_nodes
-        for node, *_ in self._nodes(without=placed.union(node for node, *_ in snapshot.nodes)):
+        to_matrices = self._gs.utils.geom.trans_quat_to_T
+        stand_in = copy.copy(context)  # has the poses of the snapshot, and draws no contacts
+        stand_in.rigid_geoms_T = lambda *batch: to_matrices(*bodies[batch])
+        stand_in.tracked_nodes = {}
+        stand_in.update_rigid()
+        kept = {node for node, *_ in snapshot.nodes}
+        for node in [node for node, *_ in self._nodes() if node not in kept]:
             renderer.remove_node(node)
         for node, rank, matrix, poses in snapshot.nodes:
             if not renderer.has_node(node):
@@ -943,38 +775,27 @@ class _DeferredRenderer:
             if rank is not None:
                 renderer._node_ranks[node] = rank  # among see-through nodes
             renderer.set_pose(node, matrix)
-            # Genesis 1.0 must not update what it has not drawn since it was added.
             if poses is not None and not np.array_equal(poses, node.mesh.primitives[0].poses):
                 node.mesh.primitives[0].poses, node.mesh._bounds = poses, None
-                target: Any = (node, "model")
-                if hasattr(renderer, "get_buffer_id"):  # Genesis 1.0
-                    target = (renderer.get_buffer_id(*target),)
-                context.jit.update_buffer(*target, poses.transpose((0, 2, 1)))
+                context.jit.update_buffer(node, "model", poses.transpose((0, 2, 1)))
         renderer._bounds = None
 
     def _check(self, snapshot: _Snapshot) -> None:
-        """Check that Genesis draws what a snapshot says, also bodies and camera elsewhere."""
+        """Check that a snapshot decides what Genesis draws: where the camera and the bodies are."""
         camera, (_, name, transform), *others = self._camera, *snapshot.attributes
-        with self._restored():
-            # No camera moves.
-            camera._transform, self._visualizer._t = transform, self._scene.sim.cur_step_global
-            image = type(camera).render(camera)[0]
-        view, far = np.reshape(transform.tolist(), (-1, 4, 4))[0], _copied(transform)
+        clock, self._visualizer._t = self._visualizer._t, self._scene.sim.cur_step_global
+        image = camera.render()[0]  # no camera moves
+        view, far = np.reshape(transform.tolist(), (-1, 4, 4))[0], copy.deepcopy(transform)
         far[..., :3, 3] += 1000  # metres, where it sees nothing
-        ahead = self._torch.tensor(view[:3, 3] - 2 * view[:3, 2]).float()
-        poses = {batch: self._poses(*batch) for batch in self._batches}
-        near = {batch: (ahead.expand_as(place), turn) for batch, (place, turn) in poses.items()}
-        nodes = [node for node in snapshot.nodes if node[0] not in self._body_nodes]
-        seen = snapshot._replace(bodies=near, nodes=nodes) if near else snapshot
+        ahead = view[:3, 3] - 2 * view[:3, 2]
+        near = {it: (np.full_like(p, ahead), q) for it, (p, q) in snapshot.bodies.items()}
+        seen = snapshot._replace(bodies=near)
         unseen = seen._replace(attributes=[(camera, name, far), *others])
-        images = [self.render(it, is_check=True)[0] for it in (seen, unseen, snapshot)]
+        images = [self.render(it)[0] for it in (seen, unseen, snapshot)]
+        self._visualizer._t, self._context._t = clock, -1
         is_still = np.array_equal(images[0], image) or np.array_equal(images[0], images[1])
         if near and is_still or not np.array_equal(images[2], image):
             raise _CannotDefer("this Genesis draws in another way")
-
-
-def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, np.ndarray) else copy.deepcopy(value)
 
 
 @functools.cache
@@ -988,28 +809,17 @@ def _ffmpeg() -> str:
         raise RuntimeError(f"ffmpeg cannot be run ({error}): pip install imageio-ffmpeg") from error
 
 
-def _muxer(name: str) -> Any:
-    return MUXERS.get(os.path.splitext(name)[1].lower())
-
-
-def _partial_path(path: str) -> str:
-    folder, name = os.path.split(path)
-    suffix = f".{os.urandom(4).hex()}.part"
-    stem = os.fsdecode(os.fsencode(name)[: MAX_NAME - len(suffix)])
-    return os.path.join(folder, stem + suffix)
-
-
-def _recording_folder(out_dir: Any, name: str) -> str:
+def _recording_folder(out_dir: Any) -> str:
     """Create the folder, and try in it what recordings do: write, seek back, rename (ARG-7)."""
     folder = os.path.abspath(out_dir)
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as trial:
-            with open(_partial_path(os.path.join(trial, name)), "wb", buffering=0) as file:
+            with open(os.path.join(trial, "part"), "wb", buffering=0) as file:
                 file.write(b"data")
                 file.seek(0)  # ffmpeg writes an MP4's index last, at the front
                 file.write(b"index")
-            os.replace(file.name, _partial_path(file.name))
+            os.replace(file.name, os.path.join(trial, "whole"))
     except OSError as error:
         rule = "out_dir must be a local folder in which files can be rewritten and renamed"
         raise OSError(error.errno, f"{rule} ({error.strerror or error})", out_dir) from error
@@ -1043,37 +853,27 @@ def _check_results(result: Any, env_idx: int, num_envs: int) -> None:
     """Refuse what cannot be the results of a step, before rewards end episodes (EPI-7)."""
     order = "(observations, rewards, terminated, truncated, extras)"
     what = f"env.step must return {order} or (observations, rewards, dones, extras)"
-    if not isinstance(result, (tuple, list)) or len(result) not in (4, 5):
-        count = len(result) if hasattr(result, "__len__") else "no"
-        raise TypeError(f"{what}, got {count} results: {result!r:.200}")
-    for flags in result[2:-1]:
+    results = result if isinstance(result, (tuple, list)) else [result]
+    if len(results) not in (4, 5):
+        raise TypeError(f"{what}, got {len(results)} results: {result!r:.200}")
+    for flags in filter(lambda flags: flags is not None, results[2:-1]):
         values = np.asarray(flags.tolist() if hasattr(flags, "tolist") else flags)
         is_row = values.shape[:1] == (values.size,) or num_envs == values.size == 1
-        is_right = is_row and env_idx < values.size <= num_envs and values.dtype.kind in "biu"
-        if flags is not None and not is_right:
+        if not (is_row and env_idx < values.size <= num_envs and values.dtype.kind in "biu"):
             expected = f"with flags None or a bool or int for each of {num_envs} envs"
             raise ValueError(f"{what}, {expected}, got {flags!r:.200}")
 
 
 def _is_done(flags: Sequence[Any], env_idx: int) -> bool:
-    of_env = []
-    for flag in flags:
-        try:
-            of_env.append(flag[env_idx])
-        except (IndexError, TypeError):  # None, or of a single env and without a dimension
-            of_env.append(False if flag is None else flag)
-    # Combined before they are read, because each read waits for a GPU (COST-1).
-    return bool(functools.reduce(operator.or_, of_env))
+    of_env = [flag[env_idx] if np.ndim(flag) else flag for flag in flags if flag is not None]
+    # Combined before they are read, because each read waits for a GPU.
+    return bool(functools.reduce(operator.or_, of_env or [False]))
 
 
 def _includes(env_ids: Any, env_idx: int, num_envs: int) -> bool:
     """Return whether `env_ids`, as an index of a tensor over all envs, selects the env (EPI-4)."""
-    if isinstance(env_ids, tuple):  # np.where and nonzero give a tuple of arrays, one a dimension
-        env_ids = env_ids[0] if any(getattr(i, "ndim", 0) for i in env_ids) else [*env_ids]
     selected = np.zeros(num_envs, bool)
-    try:
-        selected[np.ravel(env_ids.tolist()) if hasattr(env_ids, "tolist") else env_ids] = True
-    except (IndexError, TypeError, ValueError):  # only its own env knows what that selects
-        with contextlib.suppress(TypeError):
-            return env_idx in env_ids
+    ids = env_ids.tolist() if hasattr(env_ids, "tolist") else env_ids
+    with contextlib.suppress(IndexError, TypeError, ValueError):  # only its own env knows these
+        selected[list(ids) if isinstance(ids, tuple) else ids] = True
     return bool(selected[env_idx])

@@ -6,14 +6,14 @@ import atexit
 import contextlib
 import functools
 import importlib.metadata
-import inspect
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -27,19 +27,19 @@ from spec.suite.video_reader import read_bits
 class Board:
     """A real scene of 3 envs: 5 x 3 boxes, a bit each, which slide out of sight for a 0.
 
-    Genesis 1.4 takes no camera for one env in a scene where cameras show each env apart, so there
-    is a scene of either kind. Of its envs 0 and 2 are rendered, so that a stack of pictures is not
-    one of all envs.
+    Genesis 1.4 does not take a camera for one env if cameras show each env apart, so there is a
+    scene of either kind. Only the envs 0 and 2 are rendered, so that a stack of images is not one
+    of all envs.
     """
 
     BITS, COLUMNS, ROWS = 15, 5, 3
 
     def __init__(self, separate: bool, dt: float) -> None:
         gs = start_genesis()
-        # From where the cameras are: before 1.4, white is dark grey in ambient light alone.
+        # The light comes from the cameras, because white is dark grey in ambient light before 1.4.
         light = {"type": "directional", "dir": (1, 0, 0), "color": (1, 1, 1), "intensity": 5000}
         self.scene = gs.Scene(
-            # The env's dt: Genesis' own recording goes by the scene's.
+            # Genesis' own recording goes by the scene's dt.
             sim_options=gs.options.SimOptions(dt=dt, gravity=(0, 0, 0)),
             rigid_options=gs.options.RigidOptions(enable_collision=False),
             vis_options=vis_options(
@@ -53,47 +53,44 @@ class Board:
             ),
             show_viewer=False,
         )
-        box = (
-            '<joint name="joint{}" type="slide" axis="1 0 0"/>'
-            '<geom type="box" size=".1 .35 .35" rgba="1 1 1 1"/>'
-        )
-        places = [(-(i % self.COLUMNS), -(i // self.COLUMNS)) for i in range(self.BITS)]
-        bodies = [  # with names, which Genesis 0.3 asks for
-            f'<body name="body{i}" pos="0 {y} {z}">{box.format(i)}</body>'
-            for i, (y, z) in enumerate(places)
+        bodies = [  # Genesis 0.3 asks for their names
+            f'<body name="body{i}" pos="0 {-(i % self.COLUMNS)} {-(i // self.COLUMNS)}">'
+            f'<joint name="joint{i}" type="slide" axis="1 0 0"/>'
+            '<geom type="box" size=".1 .35 .35" rgba="1 1 1 1"/></body>'
+            for i in range(self.BITS)
         ]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "board.xml"
             path.write_text(f"<mujoco><worldbody>{''.join(bodies)}</worldbody></mujoco>")
             self.boxes = self.scene.add_entity(gs.morphs.MJCF(file=str(path)))
         middle = (-(self.COLUMNS - 1) / 2, -(self.ROWS - 1) / 2)
-        # From so far off all boxes look alike. A box that is 60 m nearer is behind the camera.
+        # All boxes look alike from this distance. A box that is 60 m nearer is behind the camera.
         look = {"pos": (-50, *middle), "lookat": (0, *middle), "near": 1, "far": 100}
         fov = math.degrees(2 * math.atan(self.ROWS / 2 / 50))
         envs = [None] if separate else [0, 2]
         self.cameras = {
             i: self.scene.add_camera(res=(100, 60), fov=fov, env_idx=i, **look) for i in envs
         }
-        # So far apart that no env stands in another's picture; apart already, in one place, for
-        # which before 1.4 the camera would have to be moved.
+        # An image of all envs needs them out of each other's way. An image of one env needs them
+        # in one place, or the camera would have to move before 1.4.
         self.scene.build(n_envs=3, env_spacing=(0.0, 0.0) if separate else (300.0, 300.0))
 
     def show(self, numbers: list[int]) -> None:
-        """Steps the simulation with each env's boxes at its number, below 4096, and a check."""
+        """Step the simulation with each env's boxes at its number, below 4096, and a check."""
         codes = [number << 3 | number % 7 + 1 for number in numbers]
         hidden = [[-60.0 * (not code >> i & 1) for i in range(self.BITS)] for code in codes]
         self.boxes.set_dofs_position(torch.tensor(hidden))
         self.scene.step()
 
     @classmethod
-    def read(cls, picture: np.ndarray) -> int:
-        """Reads the number that a picture shows. Raises ValueError if it cannot be read."""
-        if picture.shape != (60, 100, 3):
-            raise ValueError(f"no step can be read in a picture of shape {picture.shape}")
-        cells = picture.reshape(cls.ROWS, 20, cls.COLUMNS, 20, 3)[:, 6:14, :, 6:14]
+    def read(cls, image: np.ndarray) -> int:
+        """Return the number that an image shows. Raise ValueError if it cannot be read."""
+        if image.shape != (60, 100, 3):
+            raise ValueError(f"no step can be read in an image of shape {image.shape}")
+        cells = image.reshape(cls.ROWS, 20, cls.COLUMNS, 20, 3)[:, 6:14, :, 6:14]
         number, check = divmod(read_bits(cells), 8)
         if check != number % 7 + 1:
-            raise ValueError("no step can be read in the picture")
+            raise ValueError("no step can be read in the image")
         return number
 
 
@@ -103,31 +100,29 @@ board = functools.cache(Board)
 class GenesisEnv(FakeEnv):
     """The fake env with a real scene, which has 3 envs and one size; `watched` is 0 or 2.
 
-    Where the camera shows the watched env alone, the others are at another number, 500 more.
+    If the camera shows the watched env alone, the others are at another number, 500 more.
     """
 
     def make_scene(self, size: tuple[int, int], separate: bool) -> None:
-        """Takes the scene of that kind, built at the first use in a run."""
+        """Take the board of that kind, which is built at the first use in a run."""
         self._separate = separate
         self._board = board(separate, self.dt)
         self.scene, self.robot = self._board.scene, self._board.boxes
         self.camera = self._board.cameras[None if separate else self.watched]
-        with contextlib.suppress(Exception):  # what the test before may have left running
+        with contextlib.suppress(Exception):  # the test before may have left a recording
             self.camera.stop_recording()
         self._board.show([4095] * 3)
 
     def show(self, number: int) -> None:
-        """Brings the scene to the state after step `number`."""
+        """Bring the scene to the state after step `number`."""
         self.shown = number
-        if self._separate:
-            self._board.show([number + 1000 * i for i in range(3)])
-        else:
-            self._board.show([number + 500 * (i != self.watched) for i in range(3)])
+        apart, watched = [0, 1000, 2000], [500 * (i != self.watched) for i in range(3)]
+        self._board.show([number + offset for offset in (apart if self._separate else watched)])
 
 
 @functools.cache
 def start_genesis() -> Any:
-    """Imports and initialises Genesis, unless that is done."""
+    """Import Genesis, and initialise it unless that is done."""
     import genesis as gs
 
     if not gs._initialized:
@@ -139,44 +134,60 @@ def start_genesis() -> Any:
 
 
 def vis_options(**options: Any) -> Any:
-    """Genesis' VisOptions; before 1.4, its split_envs had another name."""
+    """Return Genesis' VisOptions. Before 1.4, its split_envs had another name."""
     options_class = start_genesis().options.VisOptions
     if "split_envs" in options and "split_envs" not in options_class.model_fields:
         options["env_separate_rigid"] = options.pop("split_envs")
     return options_class(**options)
 
 
-def needs_genesis(release: str, why: str) -> None:
-    """Skips the test that runs, if Genesis is older."""
-
-    def numbers(version: str) -> list[int]:
-        return [int(number) for number in version.split(".")[:3]]
-
-    if numbers(installed("genesis-world")) < numbers(release):
-        pytest.skip(f"before Genesis {release}, {why}")
-
-
 def installed(distribution: str) -> str:
-    """The version of an installed distribution."""
+    """Return the version of an installed distribution."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
 
 
+def has_genesis(release: str) -> bool:
+    """Tell whether Genesis is installed, and not older than a release."""
+    versions = installed("genesis-world"), release
+    found, wanted = ([int(n) for n in re.findall(r"\d+", version)[:3]] for version in versions)
+    return found >= wanted
+
+
+def needs_genesis(release: str, why: str) -> None:
+    """Skip the test that is running if Genesis is older."""
+    if not has_genesis(release):
+        pytest.skip(f"before Genesis {release}, {why}")
+
+
+class Rendered(NamedTuple):
+    """An image that a camera of a stage rendered for a wrapper."""
+
+    camera: str
+    t: int  # the stage's steps until then
+    image: np.ndarray
+    shadows: list[np.ndarray]
+
+
 class Stage:
     """A real scene in which bodies fall, collide and are thrown about, and an env around it.
 
     Args:
-        scene: Keyword arguments of the scene's VisOptions.
-        camera: Keyword arguments of the camera.
-        n_envs: 0 builds the scene without a batch dimension.
-        setup: Called with the stage once it is built.
-        on_step: Called with the stage after each step of the scene.
+        on_step: Called with the stage when it is built, and after each step of the scene.
         add: Called with the stage before it is built, to add what else is to be there.
+        scene, camera: Keyword arguments of the VisOptions and of the camera.
+        n_envs: 0 builds the scene without a batch dimension.
+        still_until: The scene stands still before this step.
+
+    Attributes:
+        t: The number of steps so far.
+        rendered: What the cameras rendered for wrappers.
+        seen: What they rendered for the env itself, by `look`.
     """
 
-    # Named here to stand before the properties of the same names that an --env-base may have.
+    # Class attributes precede the properties of the same names that an --env-base may have.
     dt = 0.02
     num_envs = 1
     scene: Any = None
@@ -185,52 +196,77 @@ class Stage:
 
     def __init__(
         self,
+        on_step: Callable[[Stage], Any] = lambda stage: None,
+        add: Callable[[Stage], Any] = lambda stage: None,
         scene: dict[str, Any] | None = None,
         camera: dict[str, Any] | None = None,
         n_envs: int = 2,
-        setup: Callable[[Stage], Any] = lambda stage: None,
-        on_step: Callable[[Stage], Any] = lambda stage: None,
-        add: Callable[[Stage], Any] = lambda stage: None,
+        still_until: int = 0,
     ) -> None:
-        import genesis as gs
-
-        self.num_envs = max(n_envs, 1)
-        self.batch = (n_envs,) if n_envs else ()
-        self.on_step = on_step
+        self.on_step, self.still_until = on_step, still_until
+        self.num_envs, self.batch = max(n_envs, 1), ((n_envs,) if n_envs else ())
         self.t = 0
+        self.rendered: list[Rendered] = []
+        self.seen: list[np.ndarray] = []
+        self._options = add, scene or {}, camera or {}
+        self.make_scene()
+        on_step(self)
+
+    def make_scene(self) -> None:
+        """Build the scene, another one if there is one."""
+        gs = start_genesis()
+        add, scene, camera = self._options
         np.random.seed(0)  # Genesis draws collision geometry in random colours
         self.scene = gs.Scene(
             sim_options=gs.options.SimOptions(dt=self.dt),
-            vis_options=vis_options(**(scene or {})),
+            vis_options=vis_options(**scene),
             show_viewer=False,
         )
         self.scene.add_entity(gs.morphs.Plane())
-        self.boxes = [
-            self.scene.add_entity(
-                gs.morphs.Box(size=(0.2, 0.2, 0.2), pos=(0.02 * i, 0.015 * i, 0.15 + 0.22 * i))
-            )
-            for i in range(3)
-        ]
-        self.fixed = self.scene.add_entity(
-            gs.morphs.Box(
-                size=(0.1, 0.3, 0.1), pos=(0.5, 0.0, 0.3), fixed=True, batch_fixed_verts=True
-            )
+        places = [(0.02 * i, 0.015 * i, 0.15 + 0.22 * i) for i in range(3)]
+        self.boxes = [add_box(self, 0.2, place) for place in places]
+        morph = gs.morphs.Box(
+            size=(0.1, 0.3, 0.1), pos=(0.5, 0.0, 0.3), fixed=True, batch_fixed_verts=True
         )
+        self.fixed = self.scene.add_entity(morph)
         add(self)
         look = {"res": (160, 120), "pos": (2.0, -2.0, 1.2), "lookat": (0.0, 0.0, 0.3)}
-        self.camera = self.scene.add_camera(**{**look, **(camera or {})})
+        self.camera = self.scene.add_camera(**{**look, **camera})
         self.side_camera = self.scene.add_camera(res=(64, 48), pos=(1.0, 2.0, 1.0))
-        self.scene.build(n_envs=n_envs, **({"env_spacing": (1.5, 1.5)} if n_envs else {}))
+        for name in ("camera", "side_camera"):
+            own = getattr(self, name)
+            own.render = functools.partial(self._render, name, own)
+        spacing = {"env_spacing": (1.5, 1.5)} if self.batch else {}
+        self.scene.build(n_envs=sum(self.batch), **spacing)
         throw = np.random.default_rng(0).normal(size=(self.num_envs, 6)) * [2, 2, 1, 6, 6, 6]
         self.boxes[0].set_dofs_velocity(self.each(throw))
-        setup(self)
+
+    def _render(self, name: str, camera: Any, *args: Any, **options: Any) -> Any:
+        images, context = type(camera).render(camera, *args, **options), camera._visualizer.context
+        shadows = context._scene.bounds, context.jit.light, context.jit.light_matrix
+        noted = np.array(images[0]), [np.array(value) for value in shadows]
+        self.rendered.append(Rendered(name, self.t, *noted))
+        return images
+
+    def look(self, name: str) -> None:
+        """Render by the camera of that name, with depth and segmentation, as an env does itself."""
+        getattr(self, name).render(depth=True, segmentation=True)
+        self.seen.append(self.rendered.pop().image)
+
+    def images(self, name: str = "camera") -> list[np.ndarray]:
+        """Return the images that the camera of that name rendered for a wrapper."""
+        return [it.image for it in self.rendered if it.camera == name]
+
+    def shadows(self, name: str) -> list[list[np.ndarray]]:
+        """Return what their shadows are fitted to. Software OpenGL does not draw them."""
+        return [it.shadows for it in self.rendered if it.camera == name]
 
     @property
     def unwrapped(self) -> Stage:
         return self
 
     def each(self, values: Any) -> torch.Tensor:
-        """Values for every env: of one, or of each."""
+        """Return values for every env, from those of one env or of each."""
         tensor = torch.as_tensor(np.asarray(values), dtype=torch.float32)
         return tensor.expand(*self.batch, tensor.shape[-1]) if self.batch else tensor.reshape(-1)
 
@@ -243,13 +279,15 @@ class Stage:
 
     def step(self, actions: Any = None) -> Any:
         self.t += 1
-        angle = 0.15 * self.t
-        self.fixed.set_pos(self.each([0.5 * math.cos(angle), 0.5 * math.sin(angle), 0.3]))
-        self.fixed.set_quat(self.each([math.cos(angle), 0, 0, math.sin(angle)]))
-        if self.t % 7 == 3:
-            self.boxes[1].control_dofs_force(self.each([4, -3, 30, 1, 1, 0]))
-        self.scene.step()
-        self.on_step(self)
+        if self.t >= self.still_until:
+            angle = 0.15 * self.t
+            self.fixed.set_pos(self.each([0.5 * math.cos(angle), 0.5 * math.sin(angle), 0.3]))
+            self.fixed.set_quat(self.each([math.cos(angle), 0, 0, math.sin(angle)]))
+            if self.t % 7 == 3:
+                self.boxes[1].control_dofs_force(self.each([4, -3, 30, 1, 1, 0]))
+            self.scene.step()
+            self.boxes[0].geoms[0].get_pos()  # as rewards do; Genesis keeps the tensor
+            self.on_step(self)
         return None, None, *torch.zeros((2, self.num_envs), dtype=torch.bool), {}
 
     def reset(self, env_ids: Any = None) -> Any:
@@ -259,103 +297,28 @@ class Stage:
         pass
 
 
-def follow(**options: Any) -> Callable[[Stage], None]:
-    return lambda stage: stage.camera.follow_entity(stage.boxes[0], **options)
-
-
-def attach(stage: Stage) -> None:
-    offset = np.eye(4)
-    offset[:3, :3] = [[0, 0, -1], [-1, 0, 0], [0, 1, 0]]
-    offset[:3, 3] = [-1.5, 0, 0.8]
-    stage.camera.attach(stage.boxes[1].base_link, offset)
-
-
-def orbit(stage: Stage) -> None:
-    angle = 0.1 * stage.t
-    stage.camera.set_pose(pos=(2 * math.cos(angle), 2 * math.sin(angle), 1), lookat=(0, 0, 0.3))
-
-
-def reset_now_and_then(stage: Stage) -> None:
-    if stage.t % 5 == 0:
-        stage.boxes[2].set_qpos(stage.each([0.1, 0.1, 0.5, 1, 0, 0, 0]))
-
-
-def render_and_reset(stage: Stage) -> None:
-    if stage.t % 2:
-        (stage.camera if stage.t % 3 else stage.side_camera).render()
-    reset_now_and_then(stage)
-
-
-def draw_sphere(stage: Stage) -> None:
-    stage.scene.draw_debug_sphere((0, 0, 0.1 * stage.t), radius=0.1, color=(1, 0, 0, 1))
-
-
-def draw_sphere_late(stage: Stage) -> None:
-    if stage.t == 7:
-        stage.scene.draw_debug_sphere((0, 0, 0.5), radius=0.3, color=(1, 0, 0, 1))
-
-
-def collision_box(stage: Stage) -> None:
-    import genesis as gs
-
-    surface = gs.surfaces.Default(vis_mode="collision")
-    stage.scene.add_entity(gs.morphs.Box(size=(0.2,) * 3, pos=(0, 0.4, 0.6)), surface=surface)
-
-
-def kinematic_box(stage: Stage) -> None:
-    import genesis as gs
-
-    if not hasattr(gs.materials, "Kinematic"):
-        pytest.skip("this Genesis has no kinematic entities")
-    material = gs.materials.Kinematic()
-    morph = gs.morphs.Box(size=(0.1,) * 3, pos=(-0.5, 0, 0.3))
-    stage.ghost = stage.scene.add_entity(morph, material=material)
-
-
-def move_ghost(stage: Stage) -> None:
-    stage.ghost.set_pos(stage.each([-0.5, 0.1 * stage.t, 0.3]))
+def add_box(stage: Stage, size: float, pos: Any, visualization: bool = True, **options: Any) -> Any:
+    """Add a cube. The options are those of `scene.add_entity`."""
+    morph = start_genesis().morphs.Box(size=(size,) * 3, pos=pos, visualization=visualization)
+    return stage.scene.add_entity(morph, **options)
 
 
 def soft_box(stage: Stage) -> None:
-    import genesis as gs
-
-    morph = gs.morphs.Box(size=(0.1,) * 3, pos=(0.5, 0.5, 0.5))
-    stage.scene.add_entity(morph, material=gs.materials.MPM.Elastic())
+    material = start_genesis().materials.MPM.Elastic()
+    add_box(stage, 0.1, (0.5, 0.5, 0.5), material=material)
 
 
-STAGES: dict[str, dict[str, Any]] = {
-    "static camera": {},
-    "no batch dimension": {"n_envs": 0},
-    "set_pose in the env's step": {"on_step": orbit},
-    "following camera": {"setup": follow()},
-    "following camera, smoothing": {"setup": follow(smoothing=0.8)},
-    "following camera, smoothing, fixed orientation": {
-        "setup": follow(smoothing=0.8, fix_orientation=True)
-    },
-    "attached camera": {"setup": attach},
-    "camera of an env": {"n_envs": 3, "camera": {"env_idx": 2}},
-    "rendered_envs_idx": {
-        "n_envs": 4,
-        "scene": {"rendered_envs_idx": [1, 3]},
-        "camera": {"env_idx": 3},
-        "setup": follow(smoothing=0.5),
-    },
-    "a picture of each env": {
-        "n_envs": 3,
-        "scene": {"rendered_envs_idx": [0, 2], "split_envs": True},
-        "setup": follow(smoothing=0.5),
-    },
-    "env that resets in step": {"on_step": reset_now_and_then},
-    "user who renders too": {"on_step": render_and_reset, "setup": follow(smoothing=0.8)},
-    "collision geometry": {"add": collision_box},
-    "kinematic entity": {"add": kinematic_box, "on_step": move_ghost},
-    "debug drawings": {"on_step": draw_sphere, "camera": {"debug": True}},
-    "debug drawings in mid-recording": {"on_step": draw_sphere_late, "camera": {"debug": True}},
-}
+def attach(stage: Stage) -> None:
+    """Attach the camera to a body, once."""
+    offset = np.eye(4)
+    offset[:3, :3] = [[0, 0, -1], [-1, 0, 0], [0, 1, 0]]
+    offset[:3, 3] = [-1.5, 0, 0.8]
+    if stage.t == 0:
+        stage.camera.attach(stage.boxes[1].base_link, offset)
 
 
-def wrap_stage(world: Any, stage: Stage, **keywords: Any) -> Any:
-    """Wraps it so that a recording covers 12 steps, with a frame every second one."""
+def wrap_stage(world: Any, stage: Any, **keywords: Any) -> Any:
+    """Wrap a stage so that a recording covers 12 steps, with a frame every second one."""
     defaults = {"video_length_sec": 0.24, "fps": 25, "step_trigger": never}
     return world.wrap(stage, **{**defaults, **keywords})
 
@@ -363,25 +326,24 @@ def wrap_stage(world: Any, stage: Stage, **keywords: Any) -> Any:
 def record_stage(
     world: Any, stage: Stage, type: str, out_dir: Path, leave_to: Callable[[str], None]
 ) -> Path:
-    """Records these, and closes. Returns the video."""
-    wrapper = wrap_stage(world, stage, out_dir=str(out_dir), record_final_episode=False)
-    if type == "active":
+    """Record these steps, and close. Return the video's path."""
+    is_active = type == "active"
+    wrapper = wrap_stage(world, stage, out_dir=str(out_dir), record_final_episode=not is_active)
+    if is_active:
         wrapper.start_recording()
-    elif "type" in inspect.signature(wrapper.start_recording).parameters:
-        wrapper.start_recording(type)
     for _ in range(12):
         wrapper.step(None)
     wrapper.close()
     path = out_dir / "0.mp4"
     if not path.exists():
-        leave_to("it saves no background recording, or one of another name: REC-4 and FILE-9")
+        leave_to("it saves no final episode, or one of another name: FIN-1 and FILE-1")
     return path
 
 
-def count_renders(stage: Stage, seconds: float = 0, interrupt_at: int = -1) -> list[float]:
-    """A list that gets an entry for each picture that the stage's camera renders.
+def count_renders(stage: Any, seconds: float = 0, interrupt_at: int = -1) -> list[float]:
+    """Return a list that gets an entry for each frame that the stage's camera renders.
 
-    Each takes `seconds` more than else; at number `interrupt_at`, Ctrl-C comes.
+    Each takes `seconds` longer. Ctrl-C comes at number `interrupt_at`.
     """
     renders: list[float] = []
     render = stage.camera.render

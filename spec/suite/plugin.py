@@ -1,4 +1,4 @@
-"""The pytest plugin: clauses, selection, options, limits, progress, costs and the report."""
+"""The pytest plugin: clauses, selection, options, time limits and the report."""
 
 from __future__ import annotations
 
@@ -7,609 +7,562 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import signal
-import subprocess
 import sys
+import tempfile
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import imageio_ffmpeg
 import pytest
 
 from spec.suite import DEFAULT_IMPLEMENTATION, ROOT
 from spec.suite.genesis_scenes import installed
-from spec.suite.harness import first_line, load
+from spec.suite.harness import load
 
 
 @pytest.fixture(scope="session")
 def suite(pytestconfig: pytest.Config) -> Suite:
-    """What this run judges, and by which clauses."""
-    return pytestconfig.stash[SUITE]
+    """Return what this run judges, and by which clauses."""
+    return pytestconfig.pluginmanager.get_plugin("conformance")
 
 
 @pytest.fixture(scope="session")
 def implementation(suite: Suite) -> type:
-    """The class under test."""
+    """Return the class under test."""
     return suite.implementation
 
 
 @pytest.fixture(scope="session")
 def module(implementation: type) -> Any:
-    """The module of the class under test."""
+    """Return the module of the class under test."""
     return sys.modules[implementation.__module__]
 
 
 @pytest.fixture(scope="session")
-def leave_to(suite: Suite) -> Callable[[str], None]:
-    """Skips what another implementation fails for another clause, which is to be named.
-
-    Of the module here nothing is skipped, or the test would stay green when that breaks.
-    """
-    return pytest.fail if suite.implementation_name == DEFAULT_IMPLEMENTATION else pytest.skip
+def spec_version(suite: Suite) -> str:
+    """Return the version of spec/README.md."""
+    return suite.spec_version
 
 
 @pytest.fixture(scope="session")
-def spec_version(suite: Suite) -> str:
-    """The version of spec/README.md."""
-    return suite.spec_version
+def leave_to(suite: Suite) -> Callable[[str], None]:
+    """Return what skips a test that another class fails for another clause, but fails our own."""
+    return pytest.skip if suite.is_foreign else pytest.fail
+
+
+@pytest.fixture
+def capsys(capfd: pytest.CaptureFixture) -> pytest.CaptureFixture:
+    """Return `capfd`, because pytest's own `capsys` fails if a class prints bytes, no text."""
+    return capfd
 
 
 @dataclass
 class Clause:
-    """A clause without cases or a case of one, and the results of the tests that name it.
-
-    `parent` is the id of its clause, which is its own id if it is not a case. `failures` are pairs of an error's gist and its excuse: why it is expected, SHOULD, or nothing.
-    """
+    """A case, or a clause without cases, which is its own parent. `tests` name it."""
 
     id: str
+    parent: str
     level: str
     source: str
-    reference: bool
-    parent: str
-    tests: int = 0
-    ran: int = 0
-    skips: list[str] = field(default_factory=list)
-    failures: list[tuple[str, str]] = field(default_factory=list)
+    sentence: str
+    binds: bool
+    tests: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> set[str]:
+        """Return the names that select it: its id, its clause's and its group's."""
+        return {self.id, self.parent, self.id.partition("-")[0]}
 
 
+ITEM = re.compile(r"^ *- \*\*[A-Z]+-\d.*(?:\n +[^ -].*)*", re.MULTILINE)
 CLAUSE = re.compile(
-    r"^- \*\*([A-Z]+-\d+)\*\* \((MUST|SHOULD), (documented|resolved)(, reference)?\)"
+    r"- \*\*([A-Z]+-\d+)([a-z]?)\*\* "
+    r"(?:\((MUST|SHOULD)?(?:, )?(documented|resolved)?(, reference)?\) )?(.*)"
 )
 
 
-# A case gives its level or source only where it is not its clause's.
-CASE = re.compile(
-    r"^  - \*\*([A-Z]+-\d+)([a-z])\*\*(?: \((MUST|SHOULD)?(?:, )?(documented|resolved)?\))? "
-)
+def read_clauses(text: str, is_foreign: bool) -> dict[str, list[Clause]]:
+    """Parse the specification, and return the cases of each clause, or itself if it has none."""
+    cases: dict[str, list[Clause]] = {}
+    for item in [" ".join(item.split()) for item in ITEM.findall(text)]:
+        found = CLAUSE.match(item)
+        parent, letter, level, source, reference, words = found.groups() if found else [""] * 6
+        is_in_place = [*cases][-1:] == [parent] if letter else parent not in cases
+        if not (is_in_place and (letter or level and source)):
+            raise pytest.UsageError(f"spec/README.md: malformed or misplaced: {item}")
+        words = re.sub(r" ?\*[^*]+\*", "", words)  # without the reasons
+        binds = not (reference and is_foreign)
+        if letter:
+            of = cases[parent][0]
+            level, source, binds = level or of.level, source or of.source, of.binds
+            words = f"{of.sentence} {words}"
+        case = Clause(parent + letter, parent, level, source, words, binds)
+        cases.setdefault(parent, []).append(case)
+    return {parent: found[1:] or found for parent, found in cases.items()}
 
 
-ANY_ID = re.compile(r"^ *- \*\*[A-Z]+-\d")
+class Verdict(NamedTuple):
+    """On a test or a clause: one of `RESULTS`, why, and for a clause the test that shows it."""
+
+    result: str
+    why: str = ""
+    test: str = ""
 
 
-def read_clauses(text: str) -> tuple[dict[str, Clause], dict[str, list[str]]]:
-    """Parse the specification.
-
-    Returns:
-        What tests name: cases, and clauses without cases, by id. And the ids of the cases of each
-        clause, or its own id if it has none.
-    """
-    clauses: dict[str, Clause] = {}
-    cases: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        if found := CLAUSE.match(line):
-            clause = Clause(found[1], found[2], found[3], bool(found[4]), found[1])
-            if clause.id in cases:
-                raise pytest.UsageError(f"spec/README.md has {clause.id} twice")
-            clauses[clause.id], cases[clause.id] = clause, [clause.id]
-        elif found := CASE.match(line):
-            parent, id = found[1], found[1] + found[2]
-            if not cases or parent != list(cases)[-1] or id in clauses:
-                raise pytest.UsageError(f"spec/README.md: {id} is out of place, or there twice")
-            if cases[parent] == [parent]:
-                first, cases[parent] = clauses.pop(parent), []
-            level, source = found[3] or first.level, found[4] or first.source
-            clauses[id] = Clause(id, level, source, first.reference, parent)
-            cases[parent].append(id)
-        elif ANY_ID.match(line):
-            raise pytest.UsageError(f"spec/README.md: malformed clause: {line.strip()}")
-    return clauses, cases
-
-
-SUITE = pytest.StashKey["Suite"]()
-
-
-SHOULD = "SHOULD"
-BENCHMARK = "--benchmark-"  # is in pytest-benchmark's words for what it skips
+RESULTS = ["fail", "expected", "pass", "not run", "not selected", "not applicable"]
 
 
 class Suite:
     """Judges an implementation by the clauses: a pytest plugin."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.implementation_name = config.getoption("--implementation")
-        self.env_base_name = config.getoption("--env-base")
+        option = config.getoption
+        self.implementation_name = option("--implementation")
+        self.env_base_name = option("--env-base")
         self.implementation = load(self.implementation_name, "--implementation")
         self.env_base = load(self.env_base_name, "--env-base") if self.env_base_name else None
-        self.report_file = config.getoption("--conformance-report")
-        if self.report_file and Path(self.report_file).suffix not in (".json", ".md"):
+        self.is_foreign = self.implementation_name != DEFAULT_IMPLEMENTATION
+        self.report_file = Path(option("--conformance-report"))
+        if self.report_file.suffix not in (".json", ".md") and str(self.report_file) != os.devnull:
             raise pytest.UsageError(f"{self.report_file} ends in neither .json nor .md")
         spec = (ROOT / "spec" / "README.md").read_text(encoding="utf-8")
         self.spec_version = re.search(r"^Version: (\S+)$", spec, re.MULTILINE)[1]
-        self.clauses, self.cases = read_clauses(spec)
-        self.expected = self._read_expected(config.getoption("--expected-failures"))
-        ids = filter(None, config.getoption("--clauses").upper().split(","))
-        self.selected = {re.sub(r"(?<=\d)[A-Z]$", lambda m: m[0].lower(), id) for id in ids}
-        unknown = self.selected - {name for c in self.clauses.values() for name in names_of(c)}
-        if unknown:
-            raise pytest.UsageError(f"--clauses: there is no clause {', '.join(sorted(unknown))}")
-        chosen = self.selected or any(config.getoption(o, "") for o in ("--lf", "-k", "-m"))
-        self.partial = bool(chosen) or any("::" in argument for argument in config.args)
-        # What is named in any of these ways is run, extended or not.
-        self.takes_extended = self.partial or config.getoption("--all")
-        self.no_scene = ""
-
-    def _read_expected(self, path: str | None) -> dict[str, str]:
+        self.cases = read_clauses(spec, self.is_foreign)
+        self.clauses = {case.id: case for cases in self.cases.values() for case in cases}
+        self.named = {*filter(None, option("--clauses").split(","))}
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
-        except OSError as error:
-            raise pytest.UsageError(f"--expected-failures: {error}") from None
-        entries = [line.split(None, 1) for line in lines if line.strip() and line.strip()[0] != "#"]
-        for name, *reason in entries:
-            if name not in self.clauses and name not in self.cases:
-                raise pytest.UsageError(f"--expected-failures {path}: there is no clause {name}")
-            if not reason:
-                raise pytest.UsageError(f"--expected-failures {path}: {name} has no reason")
-        return {name: reason.strip() for name, reason in entries}
+            lines = Path(option("--expected-failures")).read_text(encoding="utf-8").splitlines()
+            self.expected = dict(t.split(None, 1) for t in lines if t.strip() and t[0] != "#")
+        except (OSError, ValueError) as error:
+            words = "its lines are a clause's id and a reason"
+            raise pytest.UsageError(f"--expected-failures: {error} ({words})") from None
+        names = {name for clause in self.clauses.values() for name in clause.names}
+        if unknown := {*self.named, *self.expected} - names:
+            raise pytest.UsageError(f"there is no clause {', '.join(sorted(unknown))}")
+        self.only_benchmarks = option("--benchmark-only", False)
+        self.has_parts = option("--lf", False) or any("::" in a for a in config.args)
+        # Tests that are chosen in any of these ways are run, extended or not.
+        chosen = self.has_parts or self.named or option("-k") or option("-m")
+        self.takes_extended = chosen or option("--all")
+        self.selected: set[str] = set()  # tests
+        self.verdicts: dict[str, Verdict] = {}  # on the tests that have ended
+        self.log: Callable[..., None] = lambda *_: None  # is called with each verdict
+        self.no_scene = self.ended = ""  # why there was none, why the run ended early
+        self.costs: dict[str, list[str]] = {}  # rows of text for each group of benchmarks
+        self.unexpected: list[str] = []  # the expected failures that did not come
 
-    def _excuse(self, clause: Clause) -> str:
-        return self.expected.get(clause.id) or self.expected.get(clause.parent, "")
-
-    def _named(self, item: pytest.Item) -> list[Clause]:
-        ids = [i for marker in item.iter_markers("clause") for i in marker.args]
-        return [self.clauses[i] for i in ids if i in self.clauses]
-
-    def _has_results(self) -> bool:
-        return any(c.ran or c.skips or c.failures for c in self.clauses.values())
-
-    def _binds(self, clause: Clause) -> bool:
-        return not clause.reference or self.implementation_name == DEFAULT_IMPLEMENTATION
+    def _clauses_of(self, item: pytest.Item) -> list[Clause]:
+        return [self.clauses[id] for marker in item.iter_markers("clause") for id in marker.args]
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Before -k and -m take effect: matches tests and clauses."""
+    def pytest_collection_modifyitems(self, config: Any, items: list[pytest.Item]) -> None:
+        """Match tests and clauses, and select, before -k and -m take effect."""
         faults = []
         for item in items:
-            if not item.path.is_relative_to(ROOT):
-                continue
-            ids = [i for marker in item.iter_markers("clause") for i in marker.args]
-            for id in ids:
-                if id in self.cases and id not in self.clauses:
-                    faults.append(f"{item.nodeid} names {id}, which has cases: name one of them")
-                elif id not in self.clauses:
-                    faults.append(f"{item.nodeid} names {id}, no clause")
-            if not ids and not any(map(item.get_closest_marker, ("of_suite", "benchmark_goal"))):
+            ids = [id for marker in item.iter_markers("clause") for id in marker.args]
+            if not (ids or any(map(item.get_closest_marker, ("of_suite", "benchmark_goal")))):
                 faults.append(f"{item.nodeid} names no clause")
-            for clause in self._named(item):  # for -k
-                item.extra_keyword_matches.update(names_of(clause))
+            for id in ids:
+                if id in self.clauses:
+                    item.extra_keyword_matches.update(self.clauses[id].names)  # for -k
+                    self.clauses[id].tests.append(item.nodeid)
+                else:
+                    words = "which has cases: name one of them" if id in self.cases else "no clause"
+                    faults.append(f"{item.nodeid} names {id}, {words}")
             if is_quick(item):
                 item.add_marker("quick")
-            for clause in self._named(item):
-                clause.tests += 1
-            if ids and not any(map(self._binds, self._named(item))):
-                item.add_marker(pytest.mark.skip(reason="not applicable to this implementation"))
-            if self.implementation_name != DEFAULT_IMPLEMENTATION:
-                if not ids:
-                    item.add_marker(pytest.mark.skip(reason="judges the suite"))
-                if item.get_closest_marker("of_module"):
-                    item.add_marker(pytest.mark.skip(reason="judges this project's module alone"))
-        # The conformance tests first, and then those that take their time.
-        items.sort(key=lambda item: item.path.parent == ROOT / "spec" / "tests")
         files = {*ROOT.glob("test_*.py"), *(ROOT / "spec" / "tests").glob("test_*.py")}
-        self.partial |= not files <= {item.path for item in items}
-        faults += unknown_defaults(items, self.partial)
-        if not faults and not self.partial:
+        if not self.has_parts and files <= {item.path for item in items}:
+            faults += unknown_defaults(items)
             without = [c.id for c in self.clauses.values() if c.level == "MUST" and not c.tests]
-            faults += [f"MUST case {i} has no test" for i in without]
+            faults += [f"MUST case {id} has no test" for id in without]
         if faults:
             raise pytest.UsageError("\n".join(faults))
+        # The conformance tests come first, and then those that take their time.
+        items.sort(key=lambda item: item.path.parent == ROOT / "spec" / "tests")
+        others = [item for item in items if not self._selects(item)]
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
 
-        self._select(items)
+    def _selects(self, item: pytest.Item) -> bool:
+        clauses = self._clauses_of(item)
+        if ("benchmark" in item.fixturenames) != self.only_benchmarks:
+            return False
+        is_of_module = item.get_closest_marker("of_module") or not any(c.binds for c in clauses)
+        if self.is_foreign and is_of_module:
+            return False
+        is_named = any(clause.names & self.named for clause in clauses)
+        return is_named if self.named else self.takes_extended or not is_extended(item)
 
-    def _select(self, items: list[pytest.Item]) -> None:
-        """By --clauses, and by --all."""
-        chosen = items[:]
-        if self.selected:
-            wanted = {c.id for c in self.clauses.values() if names_of(c) & self.selected}
-            chosen = [item for item in items if wanted & {c.id for c in self._named(item)}]
-        elif not self.takes_extended:
-            chosen = [item for item in items if not is_extended(item)]
-        others = [item for item in items if item not in chosen]
-        items[:] = chosen
-        if others:
-            others[0].config.hook.pytest_deselected(items=others)
-
-    def pytest_deselected(self, items: list[pytest.Item]) -> None:
-        """By -k, -m or --deselect."""
-        self.partial = True
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note which tests are left after all selection, and leave what they say to the summary."""
+        self.selected = {item.nodeid for item in session.items}
+        config = session.config
+        asked = any(a.startswith(("--tb", "-r")) for a in config.invocation_params.args)
+        if not (session.testsfailed or config.option.verbose > 0 or asked):
+            config.option.tbstyle = "no"
+            reporter = config.pluginmanager.get_plugin("terminalreporter")
+            reporter.reportchars = "" if self.is_foreign else reporter.reportchars
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo
     ) -> Iterator[pytest.TestReport]:
-        """Notes the outcome for the test's clauses; excuses expected failures and a SHOULD's."""
+        """Judge the test, and excuse expected failures and those of another class's SHOULDs."""
         report = yield
-        clauses = self._named(item)
-        excuse = ""
-        if report.failed and report.when == "call":
-            excuse = next(filter(None, map(self._excuse, clauses)), "")
-            # The module here excuses itself nothing.
-            judged = self.implementation_name != DEFAULT_IMPLEMENTATION
-            if not excuse and judged and all(c.level == SHOULD for c in clauses):
-                excuse = SHOULD
-        for clause in clauses:
-            if report.failed and report.when != "setup":  # or as its wrappers are closed
-                clause.failures.append((f"{sentence(item)}: {gist(call.excinfo)}", excuse))
-            elif report.failed:  # a fixture's fault, and not the implementation's
-                clause.skips.append(gist(call.excinfo))
-            elif report.skipped and isinstance(report.longrepr, tuple):
-                clause.skips.append(first_line(report.longrepr[2]).removeprefix("Skipped: "))
-            clause.ran += report.when == "call" and not report.skipped
-        if excuse:
-            report.outcome = "skipped"
-            report.wasxfail = excuse
+        result = why = ""
+        if report.failed:
+            clauses = self._clauses_of(item)
+            names = [name for c in clauses for name in c.names if name in self.expected]
+            excuse = self.expected[names[0]] if names else ""
+            result, why = ("expected", excuse) if excuse else ("fail", gist(call.excinfo, item))
+            if excuse or self.is_foreign and all(clause.level == "SHOULD" for clause in clauses):
+                report.outcome, report.wasxfail = "skipped", excuse or "SHOULD"
+        elif report.skipped and isinstance(report.longrepr, tuple):
+            result, why = "not run", report.longrepr[2].removeprefix("Skipped: ")
+        elif report.when == "call":
+            result = "pass"
+        if result in ("fail", "expected") or result and item.nodeid not in self.verdicts:
+            self.verdicts[item.nodeid] = Verdict(result, why, item.nodeid)
+            self.log(item.nodeid, result, why)
         return report
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Fails the run for unexpected passes, and writes the report."""
-        self.partial |= bool(session.shouldfail or session.shouldstop)
-        if self.unexpected_passes() and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if self.report_file and self._has_results():
-            self._write_report(Path(self.report_file))
+    def judge(self, clause: Clause) -> Verdict:
+        """Judge a case, or a clause without cases: the worst verdict on its tests in this run."""
+        tests = [test for test in clause.tests if test in self.selected]
+        if not clause.binds:
+            return Verdict("not applicable", "it binds this project's module only")
+        if not tests:
+            return Verdict("not selected", "this run selects no test of it")
+        ended = [self.verdicts[test] for test in tests if test in self.verdicts]
+        unknown = Verdict("not run", self.ended, tests[0])
+        return min(ended, key=lambda verdict: RESULTS.index(verdict.result), default=unknown)
 
-    def unexpected_passes(self) -> list[str]:
-        """The expected failures that did not come, which only a whole run can tell."""
-        passed = [i for i in self.expected if self.judge_whole(i)[0] == "pass"]
-        return [] if self.partial else passed
-
-    def judge_whole(self, id: str) -> tuple[str, str]:
-        """Judge a clause by its cases, or one case: the worst result, and how many cases have it."""
-        results = {i: self.judge(self.clauses[i]) for i in self.cases.get(id, [id])}
-        if [*results] == [id]:
-            return results[id]
-        for worst in ("fail", "expected", "not run", "not applicable"):
-            if found := [i for i, (result, _) in results.items() if result == worst]:
-                return worst, f"{len(found)} of {len(results)} cases: {', '.join(found)}"
-        return "pass", ""
-
-    def judge(self, clause: Clause) -> tuple[str, str]:
-        """The clause's result, and a line that says why it is not "pass"."""
-        if not self._binds(clause):
-            return "not applicable", "binds the module of this project only"
-        if clause.failures:
-            unexpected = [words for words, excuse in clause.failures if excuse in ("", SHOULD)]
-            return ("fail", unexpected[0]) if unexpected else ("expected", clause.failures[0][1])
-        if clause.ran:
-            return "pass", ""
-        return "not run", clause.skips[0] if clause.skips else ""
-
-    def _left_out(self, clause: Clause) -> bool:
-        """Whether the run was one of other clauses: by -k, or with or without the benchmarks."""
-        is_benchmark = bool(clause.skips) and all(BENCHMARK in s for s in clause.skips)
-        return not clause.ran and not clause.failures and (self.partial or is_benchmark)
-
-    def _met(self, key: Callable[[Clause], str]) -> dict[str, str]:
-        """How many of the cases that it is judged by are met, by a key of theirs."""
-        results: dict[str, list[bool]] = {}
-        for clause in self.clauses.values():
-            if self._binds(clause) and not self._left_out(clause):
-                results.setdefault(key(clause), []).append(self.judge(clause)[0] == "pass")
-        return {name: f"{sum(passed)}/{len(passed)}" for name, passed in results.items()}
-
-    def totals(self) -> str:
-        """The summary line."""
-        met = self._met(lambda clause: clause.source)
-        words = ", ".join(
-            f"{source}: {met.get(source, '0/0')} cases" for source in ("documented", "resolved")
-        )
-        return f"{words} (of the cases that this run selects)" if self.partial else words
-
-    def groups(self) -> dict[str, str]:
-        """The same for each group of clauses, such as FILE."""
-        return self._met(lambda clause: clause.id.partition("-")[0])
+    def summary(self) -> list[str]:
+        """Say what to mend, the most urgent first, what was not judged, and the totals."""
+        judged = {id: self.judge(clause) for id, clause in self.clauses.items()}
+        to_mend: dict[str, list[str]] = {}
+        reasons: dict[str, list[str]] = {}
+        passed = 0
+        for parent, cases in self.cases.items():
+            failed = [case for case in cases if judged[case.id].result == "fail"]
+            if failed:
+                worst = min(failed, key=lambda case: (case.level, case.source))  # in this order
+                _, why, test = judged[worst.id]
+                ids = f"{len(failed)} of {len(cases)} cases: {' '.join(c.id for c in failed)}"
+                lines = to_mend.setdefault(f"{worst.level}, {worst.source}", [])
+                lines.append(f"{parent}: {ids if worst.id != parent else 'fails'}")
+                for words in (worst.sentence.rstrip(",;"), why, shlex.quote(test)):
+                    lines.append(f"    {words}")
+            passed += {judged[case.id].result for case in cases} - {"not selected"} == {"pass"}
+            for case in cases:
+                if judged[case.id].result in ("expected", "not run", "not applicable"):
+                    reasons.setdefault(": ".join(judged[case.id][:2]), []).append(case.id)
+        lines = [line for name in sorted(to_mend) for line in (f"{name}:", *to_mend[name])]
+        lines += [f"{reason}: {' '.join(ids)}" for reason, ids in reasons.items()]
+        lines += [f"UNEXPECTED PASS of {name}: {self.expected[name]}" for name in self.unexpected]
+        lines += [f"THE REAL SCENE WAS NOT RUN: {self.no_scene}"] if self.no_scene else []
+        counts = [f"{passed} clauses pass"]
+        for source in ("documented", "resolved"):  # of those that bind it and that this run selects
+            found = [judged[c.id].result for c in self.clauses.values() if c.source == source]
+            count = sum(result not in ("not applicable", "not selected") for result in found)
+            counts.append(f"{source}: {found.count('pass')}/{count} cases")
+        results = [verdict.result for verdict in judged.values()]
+        counts += [f"{r}: {results.count(r)}" for r in ("not run", "not selected") if r in results]
+        return [*lines, *filter(None, [self.ended]), ", ".join(counts)]
 
     def about(self) -> dict[str, str]:
-        """What is judged, and with what."""
+        """Return what is judged, and with what."""
         module = sys.modules[self.implementation.__module__]
-        package = sys.modules[module.__name__.partition(".")[0]]
-        version = getattr(module, "__version__", None) or getattr(package, "__version__", None)
-        if not version:
-            names = importlib.metadata.packages_distributions().get(package.__name__)
-            version = importlib.metadata.version(names[0]) if names else "without a version"
+        package = module.__name__.partition(".")[0]
+        names = importlib.metadata.packages_distributions().get(package, [package])
         return {
             "implementation": self.implementation_name,
-            "version": version,
+            "version": getattr(module, "__version__", installed(names[0])),
             "file": str(module.__file__),
             "implements": getattr(module, "__spec_version__", "no version of the specification"),
             "specification": self.spec_version,
-            "Genesis": installed("genesis-world"),
-            "torch": installed("torch"),
+            "Python": sys.version.split()[0],
             "ffmpeg": imageio_ffmpeg.get_ffmpeg_version(),
-            "Python": ".".join(map(str, sys.version_info[:3])),
+            **{name: installed(name) for name in ("genesis-world", "torch")},
         }
 
-    def pytest_report_header(self) -> list[str]:
-        """`about`, which does not import Genesis for it."""
-        return [", ".join(f"{name}: {value}" for name, value in self.about().items())]
+    def write_report(self) -> None:
+        """Write the file of --conformance-report."""
+        keys = ["id", "level", "source", *Verdict._fields]
+        rows = [[c.id, c.level, c.source, *self.judge(c)] for c in self.clauses.values()]
+        if self.report_file.suffix == ".json":
+            cases = [dict(zip(keys, row, strict=True)) for row in rows]
+            report = {**self.about(), "summary": self.summary(), "clauses": cases}
+            text = json.dumps(report, indent=1)
+        else:
+            lines = [f"- {name}: {value}" for name, value in self.about().items()]
+            lines += ["", "```text", *self.summary(), "```", ""]
+            for row in (keys, ["---"] * len(keys), *rows):
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+            text = "\n".join(lines)
+        self.report_file.write_text(text + "\n", encoding="utf-8")
 
-    def _write_report(self, path: Path) -> None:
-        rows = []
-        for clause in self.clauses.values():
-            if clause.id == self.cases[clause.parent][0] != clause.parent:
-                result, why = self.judge_whole(clause.parent)
-                row = {"id": clause.parent, "level": "", "source": ""}
-                rows.append(row | {"result": result, "why": why})
-            result, why = self.judge(clause)
-            row = {"id": clause.id, "level": clause.level, "source": clause.source}
-            rows.append(row | {"result": result, "why": why})
-        if path.suffix == ".json":
-            report = self.about() | {
-                "totals": self.totals(),
-                "groups": self.groups(),
-                "clauses": rows,
-            }
-            path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            return
-        lines = [f"- {name}: {value}" for name, value in self.about().items()]
-        lines += ["", self.totals(), "", "| group | cases met |", "|---|---|"]
-        lines += [f"| {group} | {met} |" for group, met in self.groups().items()]
-        lines += ["", "| clause | level | source | result | why |"]
-        lines.append("|---|---|---|---|---|")
-        for row in rows:
-            lines.append("| " + " | ".join(v.replace("|", "\\|") for v in row.values()) + " |")
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail the run for expected failures that did not come, and write the report."""
+        if self.selected - self.verdicts.keys():
+            cause = session.shouldfail or session.shouldstop or "it was interrupted"
+            self.ended = f"the run ended early: {cause}"
+        for name in self.expected:
+            tests = {t for c in self.clauses.values() if name in c.names for t in c.tests}
+            results = {self.verdicts.get(test, Verdict("missing")).result for test in tests}
+            if "pass" in results and results <= {"pass", "not run"}:
+                self.unexpected.append(name)
+                session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+        if self.verdicts:
+            self.write_report()
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """The clauses that are not passed, and the totals."""
-        if not self._has_results():
-            return
-        terminalreporter.section(f"{self.implementation_name} by the clauses of spec/README.md")
-        for clause in self.clauses.values():
-            result, why = self.judge(clause)
-            if result not in ("pass", "not applicable") and not self._left_out(clause):
-                line = f"{clause.id:9} {clause.level:6} {clause.source:10} {result:14} {why}"
-                terminalreporter.write_line(line.rstrip(), red=result == "fail")
-        others = [c.id for c in self.clauses.values() if not self._binds(c)]
-        if others:
-            line = (
-                f"not applicable, for they bind the module of this project only: {' '.join(others)}"
-            )
-            terminalreporter.write_line(line)
-        for name in self.unexpected_passes():
-            line = f"UNEXPECTED PASS: {name}, expected to fail: {self.expected[name]}"
-            terminalreporter.write_line(line, red=True, bold=True)
-        if self.no_scene:
-            line = f"THE REAL SCENE WAS NOT RUN: {self.no_scene}"
-            terminalreporter.write_line(line, red=True, bold=True)
-        terminalreporter.write_line(self.totals())
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Iterator[None]:
+        """Print the costs and, below all else, the summary."""
+        yield
+        sections = dict(self.costs)
+        if any(test in self.verdicts for c in self.clauses.values() for test in c.tests):
+            sections[f"{self.implementation_name} by spec/README.md"] = self.summary()
+        for title, lines in sections.items():
+            terminalreporter.section(title)
+            terminalreporter.write_line("\n".join(lines))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_assertrepr_compare(self, op: str, left: Any, right: Any) -> Iterator[list]:
+        """Add the words of `compared` to what pytest says, where `gist` finds them."""
+        found = next(filter(None, (yield)), None) or [f"{shown(left)} {op} {shown(right)}"]
+        with contextlib.suppress(Exception):  # what is compared may raise anything
+            found.insert(1, compared(op, left, right))
+        return [found if found[2:] else [*found, ""]]
 
 
-def names_of(clause: Clause) -> set[str]:
-    """The names that select it: its id, its clause's and its group's."""
-    return {clause.id, clause.parent, clause.id.partition("-")[0]}
+WORDS = {"<": "less than ", "<=": "at most ", ">": "more than ", ">=": "at least "}
 
 
-def sentence(item: pytest.Item) -> str:
-    """A test's name, which says what was wanted."""
-    name, _, parameters = item.name.removeprefix("test_").partition("[")
-    return name.replace("_", " ") + (f" [{parameters}" if parameters else "")
-
-
-def gist(error: pytest.ExceptionInfo) -> str:
-    """What was wanted and what came, in a line: in the test's own words, or by its comparison."""
-    text = error.exconly().removeprefix("AssertionError: ").removeprefix("Failed: ")
-    if found := re.search(r"Expected regex: (.*)\n\s*(?:Actual message|Input): (.*)", text):
-        return first_line(f"a message with {found[1]} was wanted, and it is {found[2]}")
-    if text.startswith("DID NOT RAISE"):
-        return first_line(
-            f"{text.removeprefix('DID NOT RAISE ')} was wanted, and nothing was raised"
+def compared(op: str, left: Any, right: Any) -> str:
+    """Say in words how a comparison failed, and of long containers the first difference."""
+    place = ""
+    while op == "==" and len(repr((left, right))) > 100:
+        got, wanted = (
+            dict(enumerate(v)) if isinstance(v, list | tuple) else v for v in (left, right)
         )
-    line = first_line(text)
-    if re.match(r"assert [^(]", text) and line.count(" == ") == 1:
-        came, wanted = line.removeprefix("assert ").split(" == ")
-        return f"{wanted} was wanted, and there was {came}"
-    return line
+        if not (isinstance(got, dict) and isinstance(wanted, dict)):
+            break
+        key = next(k for k in {**wanted, **got} if got.get(k, got) != wanted.get(k, wanted))
+        left, right = got.get(key, "nothing"), wanted.get(key, "nothing")
+        place = f"{place or ' at '}[{key!r}]"
+    if op in ("==", "is", *WORDS):
+        return f"expected {WORDS.get(op, '')}{shown(right)}, got {shown(left)}{place}"
+    return f"expected {shown(left)} {op} {shown(right)}"
+
+
+def shown(value: Any) -> str:
+    """Return a value in a short line, without machine addresses."""
+    text = " ".join(re.sub(" at 0x[0-9a-f]+", "", repr(value)).split())
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def gist(error: pytest.ExceptionInfo, item: pytest.Item) -> str:
+    """Say why a test failed: by its comparison, by its message, or by its name."""
+    text = re.sub(r"^(AssertionError|Failed)(: |$)", "", error.exconly())
+    if found := re.search(r"Expected regex: (.*)\n\s*(?:Actual message|Input): (.*)", text):
+        text = f"expected a message with {found[1]}, got {found[2]}"
+    text = re.sub(r"^DID NOT RAISE (.*)", r"expected \1, nothing was raised", text)
+    message, *raw = re.split(r"(?:^|\n)assert ", text, maxsplit=1)
+    # With a comparison, it may be what was found, and no sentence.
+    if raw and not re.match(r"[^\W\d].* .*\Z|.*expected ", message):
+        message = ""
+    compared, words, *_ = [*"\n".join(raw).splitlines(), "", ""]
+    # It is part of "(... or ..." or "not ..." if not.
+    is_whole = compared.count("(") == compared.count(")") and not compared.startswith("not ")
+    if is_whole and words.startswith("  expected ") and "expected" not in message:
+        message = f"{words.strip()}{message and ': '}{message}"
+    name = item.name.removeprefix("test_").replace("_", " ").replace("[", " [", 1)
+    message = message or f"not so: {name}"
+    return message.splitlines()[0][:240]
 
 
 # Fixtures of tests that start processes, or take a scene, and so their time.
-SLOW = {"genesis", "new_stage", "python", "real_scene", "reproducible", "script", "start", "turns"}
+SLOW = {"benchmark", "real_scene", "start_python"}
 
 
 def is_quick(item: pytest.Item) -> bool:
-    """Whether the test belongs to `-m quick`: on a fake env and in this process."""
+    """Return whether the test belongs to `-m quick`: on a fake env and in this process."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    fixtures = {*item.fixturenames} - {*parameters}  # one of which may be named "start", say
-    is_slow = SLOW.intersection(fixtures) or parameters.get("world") == "genesis"
-    return item.path == ROOT / "test_video_wrapper.py" and not is_slow
+    is_slow = SLOW.intersection(item.fixturenames) or parameters.get("world") == "genesis"
+    return item.path.parent == ROOT and not is_slow
 
 
 def is_extended(item: pytest.Item) -> bool:
-    """Tell whether the default run leaves the test out.
-
-    `@pytest.mark.extended` leaves out all of a test, or of a module. With `default=[...]`, the
-    default run has these of its parameters' ids.
-    """
+    """Return whether it has `@pytest.mark.extended`, without its id in `default=[...]`."""
     marker = item.get_closest_marker("extended")
-    if not marker:
-        return False
-    return not (hasattr(item, "callspec") and item.callspec.id in marker.kwargs.get("default", ()))
+    default = marker.kwargs.get("default", ()) if marker else ()
+    return bool(marker) and not (hasattr(item, "callspec") and item.callspec.id in default)
 
 
-def unknown_defaults(items: list[pytest.Item], is_partial: bool) -> list[str]:
-    """Name the ids that `extended(default=...)` lists and no test has, if all tests are there."""
-    defaults, ids = {}, {}
+def unknown_defaults(items: list[pytest.Item]) -> list[str]:
+    """Name the ids that `extended(default=...)` lists and no test has."""
+    lost: dict[str, set[str]] = {}
     for item in items:
         if (marker := item.get_closest_marker("extended")) and hasattr(item, "callspec"):
-            name = item.nodeid.partition("[")[0]
-            defaults[name] = set(marker.kwargs.get("default", ()))
-            ids.setdefault(name, set()).add(item.callspec.id)
-    lost = {name: sorted(wanted - ids[name]) for name, wanted in defaults.items()}
-    return [] if is_partial else [f"{n} has no parameters {ws}" for n, ws in lost.items() if ws]
+            wanted = set(marker.kwargs.get("default", ()))
+            lost.setdefault(item.nodeid.partition("[")[0], wanted).discard(item.callspec.id)
+    return [f"{name} has no parameters {sorted(ids)}" for name, ids in lost.items() if ids]
 
 
-class TimeLimit:
-    """Ends a test that hangs, so that the others and the report come all the same."""
+class Watchdog:
+    """Ends what hangs, so that the other tests and the report come all the same.
 
-    def __init__(self, config: pytest.Config) -> None:
-        self.seconds = config.getoption("--time-limit")
+    An alarm ends a test. If it does not, because the class hangs in C or swallows every exception,
+    a forked process writes the report and kills this one. It reads a log of tests and verdicts.
+    """
+
+    def __init__(self, config: pytest.Config, suite: Suite) -> None:
+        self._suite = suite
+        self._seconds = config.getoption("--time-limit")
+        self._pid, self._child = os.getpid(), 0
+        self._late: dict[str, bool] = {}  # by test
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        """Start the other process when all tests are known."""
+        log = tempfile.TemporaryFile("wb", buffering=0)  # noqa: SIM115  # for the whole run
+        self._suite.log = lambda *entry: log.write(json.dumps(entry).encode() + b"\n")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads, of which it needs none
+            self._child = os.fork()
+        if not self._child:
+            try:
+                os.setsid()  # Ctrl-C is for the tests
+                self._watch(log.fileno())
+            finally:
+                os._exit(1)
+
+    def _watch(self, log: int) -> None:
+        test, limit, at = "", 0.0, 0
+        since = said = time.monotonic()
+        while not limit or time.monotonic() - since < limit + 10:  # which the alarm gets
+            time.sleep(0.2)
+            if os.getppid() != self._pid:
+                return
+            lines, end, _ = os.pread(log, 1 << 20, at).rpartition(b"\n")
+            at += len(lines + end)
+            for name, *entry in map(json.loads, lines.splitlines()):
+                if len(entry) > 1:
+                    self._suite.verdicts[name] = Verdict(*entry, name)
+                else:
+                    test, limit = name, *entry
+                    since = said = time.monotonic()
+            if limit and time.monotonic() - said >= 10:
+                said = time.monotonic()
+                print(f"\n{test} has run for {said - since:.0f} s", flush=True)
+        why = f"it has not ended after {limit:g} s, and could not be interrupted"
+        self._suite.verdicts[test] = Verdict("fail", why, test)
+        self._suite.ended = f"the run was killed, because this test hung: {test}"
+        try:
+            print("", *self._suite.summary(), sep="\n", flush=True)
+            self._suite.write_report()
+        finally:
+            os.kill(self._pid, signal.SIGKILL)
 
     @contextlib.contextmanager
     def _limit(self, item: pytest.Item) -> Iterator[None]:
         # The others start processes that are timed, train, or measure.
-        seconds = self.seconds if is_quick(item) else 20 * self.seconds
+        seconds = self._seconds if is_quick(item) else 20 * self._seconds
+        self._late.setdefault(item.nodeid, False)
+        is_late = False
 
         def end(*_: Any) -> None:
+            nonlocal is_late
+            is_late = self._late[item.nodeid] = True
+            if [*self._late.values()][-5:] == [True] * 5:
+                item.session.shouldfail = "five tests in a row have not ended in time"
             pytest.fail(f"it has not ended after {seconds:g} s", pytrace=False)
 
         before = signal.signal(signal.SIGALRM, end)
-        # Once more each second, for what catches the first.
-        signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+        self._suite.log(item.nodeid, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again each second, if it is caught
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
-        """Its fixtures, one of which makes a recording."""
-        with self._limit(item):
-            return (yield)
+            if os.getpid() != self._pid:  # a child that the class has forked
+                os._exit(1)
+            self._suite.log(item.nodeid, 0)
+        if is_late:  # and the class has caught it
+            end()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        """The test itself."""
+        """Limit the test, its fixtures, one of which makes a recording, and their end."""
         with self._limit(item):
             return (yield)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
-        """Where its wrappers are closed."""
-        with self._limit(item):
-            return (yield)
-
-
-# A process of its own, since Genesis compiles for minutes and lets no other thread of Python run.
-TELLER = """
-import sys, threading, time
-name, start, told = "", 0.0, 0.0
-def read():
-    global name, start
-    for line in sys.stdin:
-        name, start = line.strip(), time.monotonic()
-reader = threading.Thread(target=read, daemon=True)
-reader.start()
-while reader.is_alive():
-    reader.join(0.5)
-    now = time.monotonic()
-    if name and now - max(start, told) >= 10:
-        told = now
-        print(f"\\n{name} has run for {now - start:.0f} s", flush=True)
-"""
-
-
-class Progress:
-    """Says every ten seconds which test is at work, with its fixtures, one of which builds a scene."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-c", TELLER]
-        self._teller = subprocess.Popen(
-            command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True
-        )
-
-    def _tell(self, name: str) -> None:
-        with contextlib.suppress(OSError):  # somebody has killed it
-            self._teller.stdin.write(f"{name}\n".encode())
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
-        """A test."""
-        self._tell(item.name)
-        try:
-            return (yield)
-        finally:
-            self._tell("")
+    pytest_runtest_setup = pytest_runtest_teardown = pytest_runtest_call
 
     def pytest_unconfigure(self) -> None:
-        """The end of the run."""
-        self._teller.stdin.close()
-        self._teller.wait()
+        """End the other process."""
+        with contextlib.suppress(OSError):  # somebody has
+            if self._child:
+                os.kill(self._child, signal.SIGKILL)
+                os.waitpid(self._child, 0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The suite's own options."""
+    """Add the suite's own options."""
     # As separate words, pytest takes a FILE that exists for tests before it knows these options.
     group = parser.getgroup("conformance", "conformance (write --option=value as one word)")
-    name = "package.module:Class"
-    default = os.environ.get("VIDEO_WRAPPER_IMPLEMENTATION", DEFAULT_IMPLEMENTATION)
-    text = "the class to judge (default: $VIDEO_WRAPPER_IMPLEMENTATION, or the module here)"
-    group.addoption("--implementation", metavar=name, default=default, help=text)
-    default = os.environ.get("VIDEO_WRAPPER_ENV_BASE", "")
-    text = "a base class that it demands of the env (default: $VIDEO_WRAPPER_ENV_BASE)"
-    group.addoption("--env-base", metavar=name, default=default, help=text)
-    text = "write the result of each clause to this .json or .md file"
-    group.addoption("--conformance-report", metavar="FILE", help=text)
-    text = "lines of a clause's id and a reason: its tests may fail, and one of them has to"
-    group.addoption("--expected-failures", metavar="FILE", help=text)
-    text = "run the tests of these clauses only, such as TIME-4a,TRIG-3,FILE (-k TIME-4 is not as exact)"
-    group.addoption("--clauses", metavar="IDS", default="", help=text)
+    name, nothing = "package.module:Class", os.devnull
+    judged = os.environ.get("VIDEO_WRAPPER_IMPLEMENTATION", DEFAULT_IMPLEMENTATION)
+    base = os.environ.get("VIDEO_WRAPPER_ENV_BASE", "")
+    excuses = "lines of a clause's id and a reason: its tests may fail, and one of them has to"
+    for option, metavar, default, text in [
+        ("--implementation", name, judged, "the class to judge, or $VIDEO_WRAPPER_IMPLEMENTATION"),
+        (
+            "--env-base",
+            name,
+            base,
+            "a base class that it needs of the env, or $VIDEO_WRAPPER_ENV_BASE",
+        ),
+        ("--conformance-report", "FILE", nothing, "write the results to this .json or .md file"),
+        ("--expected-failures", "FILE", nothing, excuses),
+        ("--clauses", "IDS", "", "run only the tests of these clauses, such as TIME-4a,FILE"),
+        ("--time-limit", "SECONDS", 120.0, "for a quick test; others may take 20 times as long"),
+    ]:
+        group.addoption(option, metavar=metavar, default=default, type=type(default), help=text)
     text = "run the extended tests too, not only the default selection"
     group.addoption("--all", action="store_true", help=text)
     text = "where Genesis simulates in the tests with a real scene (default: cpu)"
     group.addoption("--genesis-backend", choices=["cpu", "gpu"], default="cpu", help=text)
-    text = "how long a quick test may take (default: 120); the others, 20 times as long"
-    group.addoption("--time-limit", metavar="SECONDS", type=float, default=120, help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Starts the suite."""
+    """Start the suite."""
     # Child processes read it, too.
     os.environ["VIDEO_WRAPPER_GENESIS_BACKEND"] = config.getoption("--genesis-backend")
     if config.getoption("numprocesses", None) or config.getoption("tx", None):
-        words = "the report by clause needs all tests in one process: run them without -n"
-        raise pytest.UsageError(words)
-    config.addinivalue_line("markers", "clause(*ids): the clauses of spec/README.md that it tests")
-    config.addinivalue_line("markers", "benchmark_goal: measures a goal, and judges no clause")
-    config.addinivalue_line("markers", "of_suite: judges the suite, and no implementation")
-    config.addinivalue_line("markers", "of_module: judges parts of this project's module alone")
-    text = "extended(default=()): run with --all only, but for these ids of its parameters"
-    config.addinivalue_line("markers", text)
-    config.addinivalue_line("markers", "quick: on a fake env, without processes; set by itself")
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # as where a shell runs it in the background
+        raise pytest.UsageError("the report needs all tests in one process: run them without -n")
+    for marker in [
+        "clause(*ids): the clauses of spec/README.md that it tests",
+        "benchmark_goal: measures a goal, and judges no clause",
+        "of_suite: judges the suite, and no implementation",
+        "of_module: judges parts of this project's module alone",
+        "extended(default=()): run with --all only, but for these ids of its parameters",
+        "quick: on a fake env, without processes; set by itself",
+    ]:
+        config.addinivalue_line("markers", marker)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as if a shell runs it in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if hasattr(signal, "setitimer"):  # not on Windows
-        config.pluginmanager.register(TimeLimit(config))
-    config.pluginmanager.register(Progress())
-    config.stash[SUITE] = Suite(config)
-    config.pluginmanager.register(config.stash[SUITE])
-    config.pluginmanager.register(Costs(config))
-
-
-class Costs:
-    """Leaves the benchmarks to --benchmark-only, and prints what they measured."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        config.option.benchmark_skip = True  # which --benchmark-only overrules
-        config.option.benchmark_quiet = True  # its table has times, not ratios
-        self.rows: dict[str, list[str]] = {}
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """A table for each group."""
-        for group, rows in self.rows.items():
-            terminalreporter.section(group)
-            for row in rows:
-                terminalreporter.write_line(row)
+    config.option.benchmark_quiet = True  # its table has times, not ratios
+    suite = Suite(config)
+    config.pluginmanager.register(suite, "conformance")
+    if hasattr(os, "fork"):  # not on Windows
+        config.pluginmanager.register(Watchdog(config, suite))

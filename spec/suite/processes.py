@@ -14,72 +14,35 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
 from spec.suite import ROOT
-from spec.suite.child import children, encoders
-from spec.suite.fake_env import FakeEnv
-from spec.suite.harness import Harness
+from spec.suite.child import Harness, children, encoders
 
 if TYPE_CHECKING:
     from spec.suite.plugin import Suite
 
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="finds ffmpeg in /proc"
+)
 
-def check_end(result: Any, code: int = 0) -> None:
-    """Assert that the process ended with this exit status, and show its last error if not."""
+
+def check_end(result: Any) -> None:
+    """Assert that the process ended with exit status 0, and show its last error if not."""
     printed = (result.stderr.strip() or result.stdout.strip()).splitlines()[-60:]
     errors = [t for t in printed if re.match(r"[\w.]*(Error|Interrupt|Exception|Warning)(:|$)", t)]
     last = (errors or printed or ["it printed nothing"])[-1]
-    words = f"exit code {result.returncode}, expected {code}: {last}"
-    assert result.returncode == code, "\n".join([words, *printed])
-
-
-def run_python(*arguments: str, timeout: float = 600, **options: Any) -> Any:
-    """Run this Python on a file or, if the first argument does not end in .py, on code.
-
-    Args:
-        *arguments: The file or code, and its arguments.
-        timeout: Seconds after which it is killed and the test fails.
-        **options: start_new_session is for subprocess, the others are environment variables.
-
-    Returns:
-        An object with returncode, stdout and stderr.
-    """
-    session = options.pop("start_new_session", False)
-    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    command = [sys.executable, *([] if arguments[0].endswith(".py") else ["-c"]), *arguments]
-    # Files instead of pipes, because a forked child that lives on would keep a pipe open.
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        try:
-            code = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env={**os.environ, "PYTHONPATH": path, **options},
-                timeout=timeout,
-                start_new_session=session,
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"the process had not ended after {timeout} s") from None
-        out.seek(0)
-        err.seek(0)
-        return SimpleNamespace(returncode=code, stdout=out.read(), stderr=err.read())
+    words = f"exit code {result.returncode}, expected 0: {last}"
+    assert result.returncode == 0, "\n".join([words, *printed])
 
 
 def torchrun(ranks: int, *arguments: str) -> str:
     """Return code that runs a file with arguments in so many processes of torchrun."""
     words = ["--standalone", "--nproc-per-node", str(ranks), *arguments]
     return f"from torch.distributed.run import main; main({words!r})"
-
-
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/stat").exists(), reason="finds ffmpeg in /proc"
-)
 
 
 def lives(pid: int) -> bool:
@@ -90,9 +53,7 @@ def lives(pid: int) -> bool:
         return False
 
 
-def wait_until(
-    condition: Callable[[], Any], seconds: float = 100, what: str = "what was waited for"
-) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 100, what: str = "the event") -> None:
     """Check the condition again and again. Raise AssertionError when the time is over."""
     until = time.monotonic() + seconds
     while not condition():
@@ -102,7 +63,7 @@ def wait_until(
 
 def wait_for_ends(pids: list[int]) -> None:
     """Wait until none of these processes runs."""
-    wait_until(lambda: not any(map(lives, pids)), what="the end of the processes")
+    wait_until(lambda: not any(map(lives, pids)))
 
 
 @contextlib.contextmanager
@@ -121,10 +82,7 @@ def stopped_encoder(seconds: float) -> Iterator[None]:
 
 def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no thread start, as Python does from 3.12 on while it exits."""
-
-    def refuse(*arguments: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
+    refuse = Mock(side_effect=RuntimeError("can't start new thread"))
     monkeypatch.setattr("_thread.start_new_thread", refuse)
     monkeypatch.setattr(threading.Thread, "start", refuse)
 
@@ -136,11 +94,13 @@ SCRIPT = """
 import atexit, os, signal, sys, time
 from pathlib import Path
 from spec.suite import fake_env, video_reader
-from spec.suite.child import World, children, encoders, load, warned
+from spec.suite.child import Harness, children, encoders, load, warned
 signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, implementation, base = sys.argv[1:]
-base = {env_class}
-world = World(Path(folder), load(implementation), base)
+if base:
+    from spec.suite import harness
+base = harness.env_class(fake_env.FakeEnv, load(base)) if base else fake_env.FakeEnv
+world = Harness(Path(folder), load(implementation), base)
 never, first_only = (lambda n: False), (lambda n: n == 0)
 leave = lambda: (atexit._run_exitfuncs(), os._exit(0))
 if hasattr(os, "register_at_fork"):
@@ -148,76 +108,48 @@ if hasattr(os, "register_at_fork"):
 """
 
 
-def whole_script(code: str, suite: Suite) -> str:
-    """Put what all scripts need before the code: without torch, unless the code needs more."""
-    code = textwrap.dedent(code)
-    slow = [n for n in ("harness", "genesis_scenes", "processes") if re.search(rf"\b{n}\.", code)]
-    if suite.env_base and "harness" not in slow:
-        slow.append("harness")
-    imports = "".join(f"from spec.suite import {name}\n" for name in slow)
-    is_based = "harness.env_class(fake_env.FakeEnv, load(base))"
-    return (
-        imports + SCRIPT.format(env_class=is_based if suite.env_base else "fake_env.FakeEnv") + code
-    )
-
-
-def arguments_of(suite: Suite, folder: Path) -> list[str]:
-    """Return the arguments that `SCRIPT` reads."""
-    return [str(folder), suite.implementation_name, suite.env_base_name]
-
-
-@pytest.fixture
-def python() -> Callable[..., Any]:
-    """`run_python`."""
-    return run_python
-
-
-@pytest.fixture
-def script(suite: Suite, tmp_path: Path) -> Callable[..., Any]:
-    """Run code in a process that has a fake `world`; the result's `world` reads the videos."""
-
-    def run(code: str, timeout: float = 120, ranks: int = 0, **options: Any) -> Any:
-        folder = tmp_path / "videos"
-        arguments = arguments_of(suite, folder)
-        code = whole_script(code, suite)
-        if ranks:
-            (tmp_path / "rank.py").write_text(code)
-            code = torchrun(ranks, str(tmp_path / "rank.py"), *arguments)
-        result = run_python(code, *arguments, timeout=timeout, **options)
-        result.world = Harness("fake", folder, suite.implementation, FakeEnv)
-        return result
-
-    return run
-
-
 class Job:
-    """A process that runs code as `script` does, while its test watches it and sends signals.
+    """A process of this Python, while its test watches it and sends signals.
 
     Attributes:
-        world: Reads its videos.
         process: Its Python.
+        world: Reads its videos, if `start` started it.
+        returncode, stdout, stderr: The exit status and what it printed, once `wait` returned.
     """
 
-    def __init__(self, path: Path, arguments: list[str], world: Harness, **options: str) -> None:
-        self.world = world
-        self._output = path.with_suffix(".out")
-        places = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-        command = [sys.executable, "-u", str(path), *arguments]
-        env = {**os.environ, "PYTHONPATH": places, **options}
-        with open(self._output, "ab") as out, open(os.devnull, "rb") as nothing:
-            self.process = subprocess.Popen(
-                command, stdin=nothing, stdout=out, stderr=out, env=env, start_new_session=True
-            )
+    def __init__(self, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
+        path = os.pathsep.join([os.getcwd(), str(ROOT), *filter(None, sys.path)])
+        # Files instead of pipes, because a forked child that lives on would keep a pipe open.
+        self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", *([] if arguments[0].endswith(".py") else ["-c"]), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._files[0],
+            stderr=self._files[1],
+            env={**os.environ, "PYTHONPATH": path, **variables},
+            start_new_session=True,
+        )
+
+    def _printed(self) -> list[str]:
+        files = [file.fileno() for file in self._files]  # whose positions are the process's
+        return [os.pread(f, os.fstat(f).st_size, 0).decode(errors="replace") for f in files]
 
     @property
     def output(self) -> str:
         """Everything that it has printed so far."""
-        return self._output.read_text(encoding="utf-8", errors="replace")
+        return "".join(self._printed())
 
     def wait_for(self, words: str) -> None:
         """Wait until it prints this."""
         wait_until(lambda: words in self.output or self.process.poll() is not None)
         assert words in self.output, f"it ended without {words!r}: {self.output[-2000:]}"
+
+    def wait(self, seconds: float = 100) -> int:
+        """Wait for its end, and return the exit status."""
+        wait_until(lambda: self.process.poll() is not None, seconds)
+        self.returncode = self.process.returncode
+        self.stdout, self.stderr = self._printed()
+        return self.returncode
 
     def processes(self) -> list[int]:
         """Return all of its processes, Python first."""
@@ -240,29 +172,60 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    def wait(self) -> int:
-        """Wait for its end, and return the exit status."""
-        wait_until(lambda: self.process.poll() is not None)
-        return self.process.returncode
-
-    def stop(self) -> None:
-        """Kill all of its processes."""
-        self.send(signal.SIGKILL)
-        self.process.wait()
-
 
 @pytest.fixture
-def start(suite: Suite, tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    """Start code, in a file of its own, as a `Job`; options are environment variables."""
-    jobs = []
+def start_python() -> Iterator[Callable[..., Job]]:
+    """Start this Python on a file or, if its name does not end in .py, on code, as a `Job`.
 
-    def run(code: str, **options: str) -> Job:
-        path, folder = tmp_path / f"job{len(jobs)}.py", tmp_path / "videos"
-        path.write_text(whole_script(code, suite), encoding="utf-8")
-        world = Harness("fake", folder, suite.implementation, FakeEnv)
-        jobs.append(Job(path, arguments_of(suite, folder), world, **options))
+    Other arguments are the program's, keywords are environment variables.
+    """
+    jobs: list[Job] = []
+
+    def run(*arguments: str, **variables: str) -> Job:
+        jobs.append(Job(arguments, variables))
         return jobs[-1]
 
     yield run
     for job in jobs:
-        job.stop()
+        job.send(signal.SIGKILL)
+        job.wait()
+
+
+def until_its_end(start: Callable[..., Job]) -> Callable[..., Job]:
+    """Return what starts a job and waits for its end."""
+
+    def run(*arguments: str, timeout: float = 600, **variables: str) -> Job:
+        job = start(*arguments, **variables)
+        job.wait(timeout)
+        return job
+
+    return run
+
+
+@pytest.fixture
+def python(start_python: Any) -> Callable[..., Job]:
+    """Run this Python as `start_python` does, until it ends."""
+    return until_its_end(start_python)
+
+
+@pytest.fixture
+def start(suite: Suite, tmp_path: Path, start_python: Any) -> Callable[..., Job]:
+    """Start code behind `SCRIPT`, with the fake env as `world`; keywords are as there."""
+
+    def run(code: str, **variables: str) -> Job:
+        slow = [n for n in ("harness", "genesis_scenes", "processes") if f"{n}." in code]
+        imports = "".join(f"from spec.suite import {name}\n" for name in slow)
+        path, folder = tmp_path / "script.py", tmp_path / "videos"
+        path.write_text(imports + SCRIPT + textwrap.dedent(code), encoding="utf-8")
+        names = (suite.implementation_name, suite.env_base_name)
+        job = start_python(str(path), str(folder), *names, **variables)
+        job.world = Harness(folder, suite.implementation)
+        return job
+
+    return run
+
+
+@pytest.fixture
+def script(start: Any) -> Callable[..., Job]:
+    """Run code as `start` does, until it ends."""
+    return until_its_end(start)

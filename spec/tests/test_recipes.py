@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import struct
@@ -12,125 +13,100 @@ from typing import Any
 import pytest
 
 from spec.suite import ROOT
-from spec.suite.processes import check_end, torchrun
+from spec.suite.processes import check_end
+from spec.suite.video_reader import read_video
 
 pytestmark = [pytest.mark.clause("MAIN-1c"), pytest.mark.extended]
 
 # An env of 3 robots with episodes of 50 steps of 0.02 s.
 FAKE = """
 import torch
-EPISODE = 50
 from spec.suite.fake_env import FakeEnv
+DT, EPISODE, LENGTH = 0.02, 50, 100
 
-def MyEnv():
-    env = FakeEnv(dt=0.02, terminated_at=range(EPISODE - 1, 10000, EPISODE))
+def FiveResultsEnv():
+    env = FakeEnv(dt=DT, terminated_at=range(EPISODE - 1, 10000, EPISODE))
     env.side = env.camera
     return env
 
+MyEnv = FiveResultsEnv
+
 def policy(observations):
     return torch.zeros(3, 2)
+
+def train(env):
+    for _ in range(LENGTH):
+        env.step(policy(env.get_observations()))
 """
-# The same with the four results of an rsl_rl VecEnv.
 RSL_RL = """
-import torch
+import wandb
 from types import SimpleNamespace
 from rsl_rl.runners import OnPolicyRunner
 from tensordict import TensorDict
-from spec.suite.fake_env import FakeEnv
 from spec.tests.test_training import rsl_rl_config
-EPISODE = 50
 
-class MyEnv(FakeEnv):
-    device, max_episode_length, cfg = "cpu", 50, SimpleNamespace(to_dict=dict)
+writer = {"class_name": "WandbLogWriter", "project_name": "go2"}
+train_cfg = rsl_rl_config(24) | {"save_interval": 3, "logger": writer}
 
-    def __init__(self):
-        super().__init__(dt=0.02)
-        self.side, self.episode_length_buf = self.camera, torch.zeros(3)
-
-    def get_observations(self):
-        return TensorDict({"policy": torch.zeros(3, 4)}, [3])
-
-    def step(self, actions):
-        _, rewards, *_, extras = super().step(actions)
-        self.episode_length_buf += 1
-        dones = self.episode_length_buf >= EPISODE
-        self.episode_length_buf[dones] = 0
-        return self.get_observations(), rewards, dones, extras
-
-torch.manual_seed(0)
-train_cfg = rsl_rl_config(24)
-"""
-SB3 = """
-import numpy as np
-from spec.suite.fake_env import FakeEnv
-from stable_baselines3.common.vec_env import VecEnv
-
-class MyVecEnv(VecEnv):
-    dt, render_mode = 0.02, None
-
-    def __init__(self):
-        self.fake = FakeEnv(dt=0.02, terminated_at=range(49, 10000, 50))
-        self.camera = self.fake.camera
-        super().__init__(3, self.fake.observation_space, self.fake.action_space)
-
-    def reset(self):
-        return np.zeros((3, 4), np.float32)
-
-    def step_async(self, actions):
-        self.actions = actions
-
-    def step_wait(self):
-        observations, rewards, dones, *_ = map(np.asarray, self.fake.step(self.actions)[:4])
-        infos = [{"terminal_observation": observation} for observation in observations]
-        return observations, rewards, dones, infos
-
-    def close(self):
-        self.fake.close()
-
-    def get_attr(self, name, indices=None):
-        return [getattr(self, name)] * 3
-
-    def set_attr(self, name, value, indices=None):
-        raise NotImplementedError
-
-    def env_method(self, name, *arguments, indices=None, **options):
-        raise NotImplementedError
-
-    def env_is_wrapped(self, wrapper_class, indices=None):
-        return [False] * 3
+def MyEnv():
+    env = FiveResultsEnv()
+    env.make_flags = lambda terminated, truncated: [terminated]
+    env.get_observations = lambda: TensorDict({"policy": torch.zeros(3, 4)}, [3])
+    env.device, env.cfg = "cpu", SimpleNamespace(to_dict=dict)
+    env.max_episode_length, env.episode_length_buf = EPISODE, torch.zeros(3)
+    return env
 """
 GYMNASIUM = """
 import gymnasium
 from spec.suite.fake_env import FakeEnv
+seeds = []
 
-class MyGymEnv(gymnasium.Env):
-    dt = 0.02
-
-    def __init__(self):
-        self.fake, self.seeds = FakeEnv(dt=0.02, num_envs=1), []
-        self.camera, self.action_space = self.fake.camera, self.fake.action_space
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.seeds.append(seed)
-        return [], {}
+class Episodic(FakeEnv, gymnasium.Env):
+    def reset(self, seed=None, options=None):
+        seeds.append(seed)
+        return self.observation_space.sample(), {}
 
     def step(self, action):
-        self.fake.step(action)
-        return [], 0.0, False, False, {}
+        super().step(action)
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+def MyGymEnv():
+    return gymnasium.wrappers.TimeLimit(Episodic(dt=0.02, num_envs=1), 30)
+"""
+EPISODES = """
+for seed in range(4):
+    env.reset(seed=seed)
+    while not any(env.step(env.action_space.sample())[2:4]):
+        pass
+env.close()
+assert seeds == [0, 1, 2, 3]
+"""
+SB3 = """
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+def MyVecEnv():
+    env = DummyVecEnv([MyGymEnv] * 3)
+    env.dt, env.camera = 0.02, env.envs[0].unwrapped.camera
+    return env
 """
 GO2 = """
 import torch
 from spec.demo import Go2Env as MyEnv
 
-def policy(step):
-    return 0.2 * torch.ones(64, 12)
+def train(env):
+    for _ in range(40):
+        env.step(0.2 * torch.ones(64, 12))
 """
-# Recordings follow one another, so that some iterations of 24 steps have two videos of 20.
-ALWAYS = """
-import video_wrapper
-video_wrapper.capped_cubic_episode_trigger = lambda episode: True
-EPISODE = 5
+# The text recipe's camera gives black frames, so that only the text is bright.
+BLACK = """
+from spec.suite import fake_env
+fake_env.draw_step = lambda frame, number: frame.fill(0)
+"""
+TEXTS = """
+from spec.suite.video_reader import read_video
+first, *others = [frame > 200 for frame in read_video("videos/0.mp4").frames]
+assert first.any()
+assert all((frame != first).any() for frame in others)
 """
 
 
@@ -143,179 +119,147 @@ def sections() -> dict[str, list[str]]:
 
 
 SECTIONS = sections()
+(TRAIN_RSL_RL,) = SECTIONS["rsl_rl, and Genesis' own examples"]
+(RECORD_CHECKPOINTS,) = SECTIONS["A video at each checkpoint"]
+(TWO_CAMERAS,) = SECTIONS["Two cameras, and a folder for each rank"]
+SIDES = ["front", "side"]
 
 
 @pytest.fixture
-def run(python: Any, tmp_path: Path, read_video: Any) -> Callable[..., dict[str, int]]:
+def run(python: Any, tmp_path: Path) -> Callable[[str], dict[str, int]]:
     """Run code in a folder of its own. Return the frames of each video that it leaves."""
 
-    def run(code: str, ranks: int = 0) -> dict[str, int]:
+    def run(code: str) -> dict[str, int]:
+        for package in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
+            if not importlib.util.find_spec(package):
+                pytest.skip(f"not installed: {package}")
         script = tmp_path / "recipe.py"
         start = f"import os\nos.chdir({str(tmp_path)!r})\nfrom video_wrapper import VideoWrapper\n"
         script.write_text(start + code)
         offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
-        result = python(torchrun(ranks, str(script)) if ranks else str(script), **offline)
+        result = python(str(script), **offline)
         check_end(result)
         assert "Warning: recording" not in result.stderr
-        paths = [*tmp_path.glob("videos/**/*.mp4"), *tmp_path.glob("logs/**/*.mp4")]
-        names = {path: path.relative_to(tmp_path).as_posix() for path in paths}
-        return {names[path]: read_video(path).count for path in paths if path.stat().st_size}
+        paths = [*tmp_path.glob("videos/**/*.mp4"), *tmp_path.glob("logs/videos/*.mp4")]
+        name = re.compile(r".*/videos/(.*)\.mp4")
+        return {name.match(str(p))[1]: read_video(p).count for p in paths if p.stat().st_size}
 
     return run
 
 
-def blocks(heading: str, *packages: str) -> list[str]:
-    """Return a recipe's code, or skip the test if it needs a package that is not installed."""
-    for package in packages:
-        pytest.importorskip(package)
-    return SECTIONS[heading]
-
-
 def test_every_recipe_has_a_test() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
-    assert [heading for heading in SECTIONS if f'blocks("{heading}"' not in text] == []
+    assert [heading for heading in SECTIONS if f'"{heading}"' not in text] == []
 
 
-def test_rsl_rl_recipe_trains_and_records(run: Any) -> None:
-    (code,) = blocks("rsl_rl, and Genesis' own examples", "rsl_rl", "tensorboard")
-    check = "assert env.unwrapped.episode_length_buf is env.episode_length_buf\n"
-    counts = run(RSL_RL + code + check)
-    assert len(counts) == 3
-    assert counts["logs/videos/0.mp4"] == 50
+# The code before and after each of these recipes, and the frames of the videos that they leave.
+RECIPES = {
+    "Stable-Baselines3": (GYMNASIUM + SB3, "", {"0": 50, "50": 50}),
+    "Gymnasium": (GYMNASIUM, EPISODES, {"0": 30, "30": 30, "90": 30}),
+    "One video of exactly one episode": (FAKE, "", {"policy": 50}),
+    "Triggers and names by iteration, also after a resume": (
+        FAKE + "LENGTH = 60 * 24\n",
+        "",
+        {"from-120/00150-720": 20, "from-120/00178-1400": 20},
+    ),
+    "Text in the picture": (FAKE + BLACK, TEXTS, {"0": 50, "50": 50}),
+    "Two cameras, and a folder for each rank": (
+        FAKE + "os.environ['RANK'] = '1'\n",  # as torchrun sets it
+        "train(env)\nenv.close()\n",
+        {f"rank1/{side}/{first}": 20 for side in SIDES for first in (0, 50, 70)},
+    ),
+}
 
 
-def test_sb3_recipe_trains_and_records(run: Any) -> None:
-    (code,) = blocks("Stable-Baselines3", "stable_baselines3")
-    assert run(SB3 + code) == {f"videos/{step}.mp4": 50 for step in (0, 50)}
+@pytest.mark.parametrize("heading", RECIPES)
+def test_recipe_leaves_its_videos(run: Any, heading: str) -> None:
+    setup, check, expected = RECIPES[heading]
+    (code,) = SECTIONS[heading]
+    assert run(setup + code + check) == expected
 
 
-def test_gymnasium_recipe_passes_seeds_and_time_limits(run: Any) -> None:
-    (code,) = blocks("Gymnasium", "gymnasium")
-    counts = run(GYMNASIUM + code + "assert env.unwrapped.seeds == [0, 1, 2, 3]\n")
-    assert counts == {f"videos/{step}.mp4": 30 for step in (0, 30, 90)}
-
-
-def test_episode_recipe_leaves_one_video_of_the_episode(run: Any) -> None:
-    (code,) = blocks("One video of exactly one episode")
-    assert run(FAKE + code) == {"videos/policy.mp4": 50}
-
-
-def test_checkpoint_recipe_records_after_each_checkpoint(run: Any) -> None:
-    code, _ = blocks("A video at each checkpoint")
-    assert run(FAKE + code) == {f"videos/{step}.mp4": 20 for step in (24, 72, 120)}
-
-
-def test_checkpoint_recipe_for_rsl_rl_records_after_each_save(run: Any) -> None:
-    _, save = blocks("A video at each checkpoint", "rsl_rl", "tensorboard")
-    (code,) = SECTIONS["rsl_rl, and Genesis' own examples"]
-    before, learn, after = code.partition("runner.learn")
-    counts = run(RSL_RL + before + save + learn + after)
-    assert counts["logs/videos/0.mp4"] == 24  # until model_0.pt
-    assert counts["logs/videos/24.mp4"] == 50
-
-
-def test_iteration_recipe_counts_on_after_a_resume(run: Any) -> None:
-    (code,) = blocks("Triggers and names by iteration, also after a resume")
-    names = "00100-0", "00150-1200", "00158-1400"
-    assert run(FAKE + code) == {f"videos/from-100/{name}.mp4": 20 for name in names}
+@pytest.mark.parametrize(
+    ("hook", "expected"),
+    [
+        ("", {"0": 50, "50": 50, "150": 50}),
+        # A recording starts after the iterations 0, 3 and 6, and cuts short what is running.
+        (RECORD_CHECKPOINTS, {"0": 24, "24": 50, "74": 22, "96": 50, "168": 50, "218": 22}),
+    ],
+    ids=["no hook", "checkpoints"],
+)
+def test_rsl_rl_recipe_trains_records_and_uploads(
+    run: Any, tmp_path: Path, hook: str, expected: dict[str, int]
+) -> None:
+    code = TRAIN_RSL_RL.replace("runner.learn", f"{hook}\nrunner.learn")
+    is_assigned = "assert env.unwrapped.episode_length_buf is env.episode_length_buf"
+    assert run(FAKE + RSL_RL + code + is_assigned) == expected
+    uploads = tmp_path.glob("wandb/offline-run-*/files/media/videos/*")
+    uploaded = sorted(read_video(path).steps[0] for path in uploads)
+    assert uploaded == [*map(int, expected)][:-1]  # all but the final episode
 
 
 def test_following_camera_recipe_records_both_kinds(real_scene: Any, run: Any) -> None:
-    (code,) = blocks("A camera that follows the robot")
-    assert run(GO2 + code) == {"videos/0.mp4": 10, "videos/20.mp4": 10}
+    (code,) = SECTIONS["A camera that follows the robot"]
+    assert run(GO2 + code) == {"0": 10, "20": 10}
 
 
-def test_text_recipe_writes_into_each_frame(run: Any, tmp_path: Path, read_video: Any) -> None:
-    (code,) = blocks("Text in the picture")
-    assert run(FAKE + code) == {"videos/0.mp4": 50, "videos/50.mp4": 50}
-    texts = [frame[8:20, 8:60] for frame in read_video(tmp_path / "videos/0.mp4").frames]
-    assert all((text.min(axis=2) > 200).any() for text in texts)
-
-
-def test_cameras_recipe_leaves_a_folder_for_each_rank(run: Any) -> None:
-    (code,) = blocks("Two cameras, by hand, one folder for each rank")
-    expected = {"front/0": 100, "side/20": 30, "side/50": 50}
-    ranks = {f"videos/rank{r}/{name}.mp4": n for r in (0, 1) for name, n in expected.items()}
-    assert run(FAKE + code, ranks=2) == ranks
-
-
-def test_wandb_recipe_logs_each_video_at_its_iteration(run: Any, tmp_path: Path) -> None:
-    setup, loop, _ = blocks("Weights & Biases", "wandb")
-    for camera in ("front", "side"):
-        earlier = tmp_path / "videos" / camera / "earlier.mp4"  # an earlier run's
-        earlier.parent.mkdir(parents=True)
-        earlier.touch()
-    run(FAKE + ALWAYS + setup + loop)
-    expected: dict[int, list[str]] = {}
-    for first in range(0, 240, 20):
-        expected.setdefault((first + 19) // 24, []).append(str(first))
-    assert max(map(len, expected.values())) == 2
-    assert logged_videos(tmp_path) == {"front": expected, "side": expected}
-
-
-def test_wandb_recipe_for_rsl_rl_logs_the_final_episode_too(run: Any, tmp_path: Path) -> None:
-    setup, _, runner = blocks("Weights & Biases", "wandb", "rsl_rl")
-    run(RSL_RL + ALWAYS + setup + runner)
-    videos = logged_videos(tmp_path)
-    assert videos["front"] == videos["side"]
-    firsts = [first for captions in videos["front"].values() for first in captions]
-    assert firsts == [str(first) for first in range(0, 144, 20)]
-    assert videos["front"][6] == ["140"]  # saved by close()
-
-
-def test_tensorboard_recipe_logs_each_video_once(run: Any, tmp_path: Path) -> None:
-    (code,) = blocks("TensorBoard", "tensorboard")
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "earlier.mp4").touch()
-    assert run(FAKE + code) == {"videos/0.mp4": 100, "videos/150.mp4": 50}
-    # The first video comes within iteration 4, and the final episode after the tenth.
-    assert logged_images(tmp_path / "runs") == {"video": [(4, b"GIF89a"), (10, b"GIF89a")]}
-
-
-def logged_images(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
-    """Return step and first bytes of each image by its tag, as TensorBoard reads them."""
+def read_tensorboard(folder: Path) -> dict[str, dict[int, list[str]]]:
+    """Return the first step that each image shows, by its tag and iteration."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder))
+    events = EventAccumulator(str(folder / "runs"), size_guidance={"images": 0})
     events.Reload()
-    return {
-        tag: [(image.step, image.encoded_image_string[:6]) for image in events.Images(tag)]
-        for tag in events.Tags()["images"]
-    }
-
-
-def logged_videos(folder: Path) -> dict[str, dict[int, list[str]]]:
-    """Return the captions of the videos of each camera and step that an offline run would sync."""
-    (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    videos: dict[str, dict[int, list[str]]] = {}
-    for row in history(log.read_bytes()):
-        for key, value in row.items():
-            if key.endswith("/captions"):
-                videos.setdefault(key.split("/")[1], {})[row["_step"]] = value
-        for value in row.values():
-            for video in value if isinstance(value, list) else ():
-                if isinstance(video, dict):
-                    assert (log.parent / "files" / video["path"]).stat().st_size == video["size"]
+    gif, videos = folder / "image.gif", {}
+    for tag in events.Tags()["images"]:
+        for image in events.Images(tag):
+            gif.write_bytes(image.encoded_image_string)
+            step = str(read_video(gif).steps[0])
+            videos.setdefault(tag, {}).setdefault(image.step, []).append(step)
     return videos
 
 
-def history(data: bytes) -> list[dict[str, Any]]:
-    """Return the rows of a .wandb file, which is a LevelDB log of protobuf records."""
+def read_wandb(folder: Path) -> dict[str, dict[int, list[str]]]:
+    """Return the captions that an offline run would sync, by their key and iteration.
+
+    Its file is a LevelDB log of protobuf records.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    rows, at, message = [], 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # the end of a block is too short for a header
-            at += 32768 - at % 32768
-            continue
-        size, kind = struct.unpack_from("<HB", data, at + 4)
-        message += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = Record.FromString(message)
-            message = b""
-            if record.WhichOneof("record_type") == "history":
-                items = record.history.item
-                named = {item.key or "/".join(item.nested_key): item.value_json for item in items}
-                rows.append({name: json.loads(value) for name, value in named.items()})
-    return rows
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data, message, videos = file.read_bytes(), b"", {}
+    for start in range(0, len(data), 32768):
+        block, at = data[start : start + 32768], 0 if start else 7
+        while at + 7 <= len(block):
+            size, kind = struct.unpack_from("<HB", block, at + 4)
+            message += block[at + 7 : at + 7 + size]
+            at += 7 + size
+            if kind in (1, 4):  # a whole record, or the last part of one
+                items = Record.FromString(message).history.item
+                row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+                for key, value in row.items():
+                    name, is_found, _ = key.rpartition("/captions")
+                    if is_found:
+                        videos.setdefault(name, {})[row["_step"]] = value
+                message = b""
+    return videos
+
+
+@pytest.mark.parametrize(
+    ("log", "read"),
+    [("", read_wandb), (*SECTIONS["TensorBoard"], read_tensorboard)],
+    ids=["wandb", "tensorboard"],
+)
+def test_logging_recipe_logs_each_video_at_its_iteration(
+    run: Any, tmp_path: Path, log: str, read: Callable[[Path], Any]
+) -> None:
+    for side in SIDES:
+        earlier = tmp_path / "videos/rank0" / side / "earlier.mp4"  # an earlier run's
+        earlier.parent.mkdir(parents=True)
+        earlier.touch()
+    log_to_wandb, hooks = SECTIONS["Weights & Biases"]
+    runner = "runner = OnPolicyRunner(env, train_cfg, './logs')\n"
+    setup = FAKE + RSL_RL + "DT, EPISODE = 0.1, 5\n" + TWO_CAMERAS + log_to_wandb + log
+    run(setup + runner + hooks + "runner.learn(6)\n")
+    # Two videos in one iteration, and the final episode after the last.
+    videos = {0: ["0", "5"], 1: ["40"], 5: ["135"], 6: ["140"]}
+    assert read(tmp_path) == {f"videos/{side}": videos for side in SIDES}
