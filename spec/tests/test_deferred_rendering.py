@@ -226,7 +226,7 @@ LOOK = look("side_camera")
 CAMERAS = ("camera", "side_camera")
 DEBUG = {"debug": True}
 REFLECTING = {"plane_reflection": True, "shadow": False}
-SOME = {"rendered_envs_idx": [1, 3]}
+SOME = {"rendered_envs_idx": [0, 3]}
 APART = {"rendered_envs_idx": [0, 2], "split_envs": True}
 CASES = {
     "still camera": case(),
@@ -368,9 +368,10 @@ def test_deferred_frames_match_eager_rendering(
         assert any((image != images[0]).any() for image in images)
         for shadows, expected in zip(stage.shadows(camera), reference.shadows(camera)):
             assert all(map(np.array_equal, shadows, expected))
-    for each in {stage, reference, bare}:
-        each.step()
-        each.look("side_camera")
+    with torch.inference_mode("build" in case.inference):
+        for each in {stage, reference, bare}:
+            each.step()
+            each.look("side_camera")
     assert_equal(stage.seen, bare.seen)
     assert all(map(torch.equal, stage.state(), bare.state()))
     for each in stage, reference:
@@ -391,6 +392,7 @@ def test_active_frames_go_on_from_background_frames(
         if step in (6, 12):
             wrapper.start_recording("active" if step == 6 else "background")
         wrapper.step(None)
+        CASES[name].after(stage)
     wrapper.close()
     assert_equal(stage.images()[-STEPS:], play(CASES[name], 18).images()[-STEPS:])
 
