@@ -375,15 +375,15 @@ class VideoWrapper(Wrapper):
         good = self._is_worthwhile
         rated = [it for it in self._recordings if it.frames and (it.type != "active" or good(it))]
         best = max(rated, key=lambda it: (good(it), it.steps.start), default=None)
-        for recording in [*self._recordings]:
-            start, ended = recording.steps.start, is_closing or self._step >= recording.steps.stop
-            if ended and recording.type == "active" or is_closing and recording is best:
-                self._save(recording)
+        for each in [*self._recordings]:
+            start, ended = each.steps.start, is_closing or self._step >= each.steps.stop
+            if ended and each.frames and each.type == "active" or is_closing and each is best:
+                self._save(each)
                 older = [it for it in self._recordings if it.steps.start <= start]
                 # An older video must not overwrite this one.
-                self._drop(older if self._filename and recording.frames else [recording])
-            elif is_closing or best and start < best.steps.start or ended and not recording.frames:
-                self._drop([recording])
+                self._drop(older if self._filename and each.frames else [each])
+            elif is_closing or best and start < best.steps.start or ended and not each.frames:
+                self._drop([each])
 
     def _is_worthwhile(self, recording: _Recording) -> bool:
         """Whether it is long enough to watch, or its episode has ended (FIN-3)."""
@@ -589,6 +589,7 @@ class _Encoder:
     def _start(self, shape: tuple[int, ...]) -> Any:
         try:  # in a thread, because Ctrl-C inside Popen would lose the process
             with concurrent.futures.ThreadPoolExecutor(1) as starter:
+                starter.submit(int).result()  # from here on, the end of `with` waits for the thread
                 starter.submit(self._launch, shape).result()
         except RuntimeError:  # Python starts no thread while it exits
             self._launch(shape)
@@ -677,8 +678,7 @@ class _DeferredRenderer:
         solvers = [*context._rigid_solvers()]
         names = "update_geoms_render_T", "update_vgeoms", "update_vgeoms_render_T"
         self._updates = [(s, name) for s in solvers for name in names if hasattr(s, name)]
-        # Bodies have visual or collision geometry. Before Genesis 1.4.2, solvers keep matrices for
-        # rendering them, which are among the attributes.
+        # Before Genesis 1.4.2, solvers keep matrices instead, which are among the attributes.
         has_poses = hasattr(context, "rigid_geoms_T")
         modes = [(solver, body.surface.vis_mode) for solver in solvers for body in solver.entities]
         self._batches = {(solver, mode == "visual") for solver, mode in modes if has_poses}
@@ -710,7 +710,7 @@ class _DeferredRenderer:
         nbytes = sum(getattr(array, "nbytes", 0) for array in arrays)
         return functools.partial(self.render, snapshot), nbytes
 
-    def render(self, snapshot: _Snapshot) -> Any:
+    def render(self, snapshot: _Snapshot, draw: Callable[[], Any] | None = None) -> Any:
         """Render a snapshot. Return what `camera.render` would have returned."""
         if not (self._scene.is_built and self.is_of(self._scene, self._camera)):
             raise _CannotDefer("the scene is gone: call close() before gs.destroy()")
@@ -719,7 +719,7 @@ class _DeferredRenderer:
             try:
                 self._put(snapshot)
                 self._visualizer._t = self._context._t = self._scene.sim.cur_step_global
-                return self._camera.render()
+                return (draw or self._camera.render)()
             finally:
                 self._put(present)
 
@@ -784,14 +784,15 @@ class _DeferredRenderer:
         """Check that a snapshot decides what Genesis draws: where the camera and the bodies are."""
         camera, (_, name, transform), *others = self._camera, *snapshot.attributes
         clock, self._visualizer._t = self._visualizer._t, self._scene.sim.cur_step_global
-        image = camera.render()[0]  # no camera moves
+        draw = functools.partial(type(camera).render, camera)  # what an env counts is its own
+        image = draw()[0]  # no camera moves
         view, far = np.reshape(transform.tolist(), (-1, 4, 4))[0], copy.deepcopy(transform)
         far[..., :3, 3] += 1000  # metres, where it sees nothing
         ahead = view[:3, 3] - 2 * view[:3, 2]
         near = {it: (np.full_like(p, ahead), q) for it, (p, q) in snapshot.bodies.items()}
         seen = snapshot._replace(bodies=near)
         unseen = seen._replace(attributes=[(camera, name, far), *others])
-        images = [self.render(it)[0] for it in (seen, unseen, snapshot)]
+        images = [self.render(it, draw)[0] for it in (seen, unseen, snapshot)]
         self._visualizer._t, self._context._t = clock, -1
         is_still = np.array_equal(images[0], image) or np.array_equal(images[0], images[1])
         if near and is_still or not np.array_equal(images[2], image):
