@@ -699,6 +699,15 @@ class _DeferredRenderer:
 
     def snapshot(self) -> tuple[Callable[[], Any], int]:
         """Return a function that renders the present frame, and the bytes that this takes."""
+        camera = self._camera
+        if self._visualizer._t < self._scene.sim.cur_step_global:  # the env has not rendered itself
+            if camera._attached_link is not None:
+                camera.move_to_attach()
+            elif camera._followed_entity is not None:
+                camera.update_following()
+            for solver, update in self._updates:
+                getattr(solver, update)()
+        self._context.clear_dynamic_nodes()  # those of earlier steps
         # Genesis keeps tensors that are made here, and could not change those of inference mode.
         with self._torch.inference_mode(False):
             snapshot = self._take()
@@ -715,7 +724,7 @@ class _DeferredRenderer:
         if not (self._scene.is_built and self.is_of(self._scene, self._camera)):
             raise _CannotDefer("the scene is gone: call close() before gs.destroy()")
         with self._torch.inference_mode(False):
-            present = self._take(updates=False)
+            present = self._take()
             try:
                 self._put(snapshot)
                 self._visualizer._t = self._context._t = self._scene.sim.cur_step_global
@@ -723,16 +732,7 @@ class _DeferredRenderer:
             finally:
                 self._put(present)
 
-    def _take(self, updates: bool = True) -> _Snapshot:
-        camera, step = self._camera, self._scene.sim.cur_step_global
-        if updates and self._visualizer._t < step:  # the env has not rendered itself
-            if camera._attached_link is not None:
-                camera.move_to_attach()
-            elif camera._followed_entity is not None:
-                camera.update_following()
-            for solver, update in self._updates:
-                getattr(solver, update)()
-        self._context.clear_dynamic_nodes()  # those of earlier steps
+    def _take(self) -> _Snapshot:
         values = [(it, name, copy.deepcopy(getattr(it, name))) for it, name in self._attributes]
         bodies = {batch: self._poses(*batch) for batch in self._batches}
         return _Snapshot(values, bodies, self._nodes())

@@ -50,9 +50,8 @@ def as_list(values: Any) -> Any:
     """Turn tensors and arrays into lists and numbers, also inside a list."""
     if hasattr(values, "tolist"):
         return values.tolist()
-    if isinstance(values, (list, tuple, range)):
-        return [as_list(value) for value in values]
-    return values
+    is_list = isinstance(values, (list, tuple, range))
+    return [as_list(value) for value in values] if is_list else values
 
 
 def of_env(name: str) -> property:
@@ -406,15 +405,13 @@ class VideoWrapper:
 
     def close(self) -> None:
         """Save what is recorded, and close the env even if that fails."""
-        failure = None
+        close_env = getattr(self.env, "close", lambda: None)
         try:
             self._save_all()
-        except Exception as error:  # a warning that the program turned into an error
-            failure = error
-        if hasattr(self.env, "close"):
-            self.env.close()
-        if failure is not None:
-            raise failure
+        except Exception:  # a warning that the program turned into an error
+            close_env()
+            raise
+        close_env()
 
     def _good(self) -> list[Recording]:
         """Return the background recordings that are long enough, or have their whole episode."""

@@ -9,11 +9,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from spec.suite.fake_env import ENV_KEYWORDS, NUM_ACTIONS, FakeEnv, filled
 from spec.suite.video_reader import Video, is_video_name, read_step, read_video
@@ -26,22 +24,13 @@ def load(target: str) -> type:
 
 
 class Harness:
-    """An env to wrap, a folder for its videos, and a reader for what they show.
-
-    Attributes:
-        out_dir: The folder for the videos.
-        env: The class of new envs, which takes the arguments of `FakeEnv`.
-    """
+    """An env to wrap, a folder for its videos, and a reader for what they show."""
 
     def __init__(
-        self,
-        out_dir: Path,
-        implementation: type,
-        env: type = FakeEnv,
-        reader: Callable[[np.ndarray], int] = read_step,
+        self, out_dir: Path, implementation: type, env: type = FakeEnv, reader: Any = read_step
     ) -> None:
         self.out_dir = out_dir
-        self.env = env
+        self.env = env  # the class of new envs, which takes the arguments of `FakeEnv`
         self._implementation = implementation
         self._reader = reader
         self._wrapped: list[tuple[Any, Any]] = []  # with the actions for each
@@ -114,46 +103,37 @@ def taken(implementation: type, keywords: dict[str, Any]) -> dict[str, Any]:
     for name in [name for name in keywords if name not in parameters]:
         # A class without one of these never does what False switches off.
         if name not in ("record_final_episode", "logging") or keywords[name]:
-            skips = "pytest" in sys.modules
-            error = sys.modules["pytest"].skip.Exception if skips else TypeError
+            error = sys.modules["pytest"].skip.Exception if "pytest" in sys.modules else TypeError
             raise error(f"it takes no {name}, which is API-1's")
     return {name: value for name, value in keywords.items() if name in parameters}
 
 
 @contextlib.contextmanager
 def warned(*words: str, count: int | None = 1) -> Iterator[list[str]]:
-    """Expect so many warnings (None: any number), all with these patterns.
-
-    Yield a list that takes their texts. Warnings for Python's developers do not count.
-    """
+    """Expect so many warnings (None: any number), all with these patterns, and yield their texts."""
     texts: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield texts
-    others = (ResourceWarning, DeprecationWarning, PendingDeprecationWarning)
+    others = (ResourceWarning, DeprecationWarning, PendingDeprecationWarning)  # for developers
     texts += [str(w.message) for w in caught if not issubclass(w.category, others)]
-    is_right = count in (None, len(texts))
-    assert is_right, f"expected {count} warning(s), got {len(texts)}: {texts}"
+    assert count in (None, len(texts)), f"expected {count} warning(s), got {len(texts)}: {texts}"
     for text in texts:
         missing = [word for word in words if not re.search(word, text, re.IGNORECASE)]
         assert not missing, f"the warning lacks {' and '.join(missing)}: {text!r}"
 
 
-def encoders(parent: int | None = None) -> set[int]:
-    """Return the ffmpeg processes that a process, or this one, started and has not waited for."""
-    found, parent = set(), parent or os.getpid()
+def children(parent: int = 0, program: str = "") -> list[int]:
+    """Return the child processes, of this process if not told, whose program is named so."""
+    found, parent = [], parent or os.getpid()
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it has just ended
             name, fields = stat.read_text().rsplit(")", 1)
-            if "ffmpeg" in name and int(fields.split()[1]) == parent:
-                found.add(int(stat.parent.name))
+            if program in name and int(fields.split()[1]) == parent:
+                found.append(int(stat.parent.name))
     return found
 
 
-def children(parent: int | None = None) -> list[int]:
-    """Return all child processes of a process, or of this one."""
-    found = []
-    for path in Path(f"/proc/{parent or os.getpid()}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # its thread has just ended
-            found += map(int, path.read_text().split())
-    return found
+def encoders() -> set[int]:
+    """Return the ffmpeg processes that this one started and has not waited for."""
+    return {*children(program="ffmpeg")}

@@ -10,10 +10,9 @@ import math
 import os
 import re
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,29 +161,13 @@ def needs_genesis(release: str, why: str) -> None:
         pytest.skip(f"before Genesis {release}, {why}")
 
 
-class Rendered(NamedTuple):
-    """An image that a camera of a stage rendered for a wrapper."""
-
-    camera: str
-    t: int  # the stage's steps until then
-    image: np.ndarray
-    shadows: list[np.ndarray]
-
-
 class Stage:
     """A real scene in which bodies fall, collide and are thrown about, and an env around it.
 
-    Args:
-        on_step: Called with the stage when it is built, and after each step of the scene.
-        add: Called with the stage before it is built, to add what else is to be there.
-        scene, camera: Keyword arguments of the VisOptions and of the camera.
-        n_envs: 0 builds the scene without a batch dimension.
-        still_until: The scene stands still before this step.
-
-    Attributes:
-        t: The number of steps so far.
-        rendered: What the cameras rendered for wrappers.
-        seen: What they rendered for the env itself, by `look`.
+    `on_step` is called when it is built and after each step `t` of the scene, and `add` before it
+    is built. `scene` and `camera` are keywords of the VisOptions and of the camera. With `n_envs=0`
+    there is no batch dimension. Nothing moves before step `still_until`. What the cameras render
+    for wrappers is in `rendered`, and what they render for the env itself, by `look`, in `seen`.
     """
 
     # Class attributes precede the properties of the same names that an --env-base may have.
@@ -206,7 +189,7 @@ class Stage:
         self.on_step, self.still_until = on_step, still_until
         self.num_envs, self.batch = max(n_envs, 1), ((n_envs,) if n_envs else ())
         self.t = 0
-        self.rendered: list[Rendered] = []
+        self.rendered: list[tuple[str, np.ndarray, list[np.ndarray]]] = []
         self.seen: list[np.ndarray] = []
         self._options = add, scene or {}, camera or {}
         self.make_scene()
@@ -244,22 +227,22 @@ class Stage:
     def _render(self, name: str, camera: Any, *args: Any, **options: Any) -> Any:
         images, context = type(camera).render(camera, *args, **options), camera._visualizer.context
         shadows = context._scene.bounds, context.jit.light, context.jit.light_matrix
-        noted = np.array(images[0]), [np.array(value) for value in shadows]
-        self.rendered.append(Rendered(name, self.t, *noted))
+        noted = name, np.array(images[0]), [np.array(value) for value in shadows]
+        self.rendered.append(noted)
         return images
 
     def look(self, name: str) -> None:
         """Render by the camera of that name, with depth and segmentation, as an env does itself."""
         getattr(self, name).render(depth=True, segmentation=True)
-        self.seen.append(self.rendered.pop().image)
+        self.seen.append(self.rendered.pop()[1])
 
     def images(self, name: str = "camera") -> list[np.ndarray]:
         """Return the images that the camera of that name rendered for a wrapper."""
-        return [it.image for it in self.rendered if it.camera == name]
+        return [image for camera, image, _ in self.rendered if camera == name]
 
     def shadows(self, name: str) -> list[list[np.ndarray]]:
         """Return what their shadows are fitted to. Software OpenGL does not draw them."""
-        return [it.shadows for it in self.rendered if it.camera == name]
+        return [shadows for camera, _, shadows in self.rendered if camera == name]
 
     @property
     def unwrapped(self) -> Stage:
@@ -303,11 +286,6 @@ def add_box(stage: Stage, size: float, pos: Any, visualization: bool = True, **o
     return stage.scene.add_entity(morph, **options)
 
 
-def soft_box(stage: Stage) -> None:
-    material = start_genesis().materials.MPM.Elastic()
-    add_box(stage, 0.1, (0.5, 0.5, 0.5), material=material)
-
-
 def attach(stage: Stage) -> None:
     """Attach the camera to a body, once."""
     offset = np.eye(4)
@@ -323,34 +301,12 @@ def wrap_stage(world: Any, stage: Any, **keywords: Any) -> Any:
     return world.wrap(stage, **{**defaults, **keywords})
 
 
-def record_stage(
-    world: Any, stage: Stage, type: str, out_dir: Path, leave_to: Callable[[str], None]
-) -> Path:
-    """Record these steps, and close. Return the video's path."""
-    is_active = type == "active"
-    wrapper = wrap_stage(world, stage, out_dir=str(out_dir), record_final_episode=not is_active)
-    if is_active:
-        wrapper.start_recording()
-    for _ in range(12):
-        wrapper.step(None)
-    wrapper.close()
-    path = out_dir / "0.mp4"
-    if not path.exists():
-        leave_to("it saves no final episode, or one of another name: FIN-1 and FILE-1")
-    return path
-
-
-def count_renders(stage: Any, seconds: float = 0, interrupt_at: int = -1) -> list[float]:
-    """Return a list that gets an entry for each frame that the stage's camera renders.
-
-    Each takes `seconds` longer. Ctrl-C comes at number `interrupt_at`.
-    """
-    renders: list[float] = []
-    render = stage.camera.render
+def count_renders(stage: Any, interrupt_at: int = -1) -> list[Any]:
+    """Return a list that grows with each frame that the camera renders. Ctrl-C comes at one."""
+    renders, render = [], stage.camera.render
 
     def count(*args: Any, **options: Any) -> Any:
-        renders.append(time.monotonic())
-        time.sleep(seconds)
+        renders.append(args)
         if len(renders) == interrupt_at:
             raise KeyboardInterrupt
         return render(*args, **options)

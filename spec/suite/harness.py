@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -18,9 +18,6 @@ from spec.suite.doubles import never
 from spec.suite.fake_env import FakeEnv
 from spec.suite.genesis_scenes import Board, GenesisEnv, Stage, board, needs_genesis, start_genesis
 from spec.suite.video_reader import assert_steps
-
-if TYPE_CHECKING:
-    from spec.suite.plugin import Suite
 
 
 def load(target: str, option: str = "") -> type:
@@ -49,8 +46,7 @@ def place_of(error: Exception) -> str:
 
 def first_line(text: Any) -> str:
     """Return the first line of a message, shortened."""
-    line = (str(text).strip().splitlines() or [""])[0]
-    return line if len(line) <= 160 else line[:157] + "..."
+    return (str(text).strip().splitlines() or [""])[0][:160]
 
 
 def env_class(cls: type, base: type | None) -> type:
@@ -60,7 +56,7 @@ def env_class(cls: type, base: type | None) -> type:
     return type(cls.__name__, (cls, base), {}) if base else cls
 
 
-@contextlib.contextmanager
+@contextmanager
 def saved_or_warned(fake: Harness, name: str, steps: list[int]) -> Iterator[None]:
     """Expect one warning if the video is missing: a class may make a lost folder anew."""
     with warned(count=None) as said:
@@ -72,13 +68,11 @@ def saved_or_warned(fake: Harness, name: str, steps: list[int]) -> Iterator[None
 
 
 @pytest.fixture(scope="session")
-def start_recording(
-    suite: Suite, leave_to: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Any, str], None]:
+def start_recording(suite: Any, leave_to: Any, tmp_path_factory: Any) -> Callable[..., None]:
     """Start a recording of that type. Skip the test if a class saves no background recording."""
     folder = tmp_path_factory.mktemp("background")
     trial = Harness(folder, suite.implementation, env_class(FakeEnv, suite.env_base))
-    with contextlib.suppress(Exception):  # which the tests of REC-2 find
+    with suppress(Exception):  # which the tests of REC-2 find
         wrapper = trial.wrap(step_trigger=never, record_final_episode=False)
         wrapper.start_recording("background")
         trial.run(wrapper, 3)
@@ -96,16 +90,15 @@ def start_recording(
 
 
 @pytest.fixture
-def fake(suite: Suite, tmp_path: Path) -> Iterator[Harness]:
+def fake(suite: Any, tmp_path: Path) -> Iterator[Harness]:
     """The harness without a simulation."""
     env = env_class(FakeEnv, suite.env_base)
-    harness = Harness(tmp_path / "videos", suite.implementation, env)
-    yield harness
-    harness.close()
+    with closing(Harness(tmp_path / "videos", suite.implementation, env)) as harness:
+        yield harness
 
 
 @pytest.fixture(scope="session")
-def real_scene(suite: Suite) -> Any:
+def real_scene(suite: Any) -> Any:
     """The class of envs on the one real scene of this run, and the reader for what it shows."""
     try:
         board(False, 0.1)
@@ -116,11 +109,10 @@ def real_scene(suite: Suite) -> Any:
 
 
 @pytest.fixture
-def genesis(suite: Suite, real_scene: Any, tmp_path: Path) -> Iterator[Harness]:
+def genesis(suite: Any, real_scene: Any, tmp_path: Path) -> Iterator[Harness]:
     """The harness with the real, headless Genesis scene."""
-    harness = Harness(tmp_path / "videos", suite.implementation, *real_scene)
-    yield harness
-    harness.close()
+    with closing(Harness(tmp_path / "videos", suite.implementation, *real_scene)) as harness:
+        yield harness
 
 
 @pytest.fixture
@@ -131,7 +123,7 @@ def reproducible(genesis: Harness) -> Harness:
 
 
 @pytest.fixture
-def new_stage(suite: Suite, genesis: Harness) -> type[Stage]:
+def new_stage(suite: Any, genesis: Harness) -> type[Stage]:
     """The class of envs on real scenes of many kinds."""
     return env_class(Stage, suite.env_base)
 

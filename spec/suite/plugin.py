@@ -12,7 +12,6 @@ import signal
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,8 +139,7 @@ class Suite:
             lines = Path(option("--expected-failures")).read_text(encoding="utf-8").splitlines()
             self.expected = dict(t.split(None, 1) for t in lines if t.strip() and t[0] != "#")
         except (OSError, ValueError) as error:
-            words = "its lines are a clause's id and a reason"
-            raise pytest.UsageError(f"--expected-failures: {error} ({words})") from None
+            raise pytest.UsageError(f"--expected-failures: {error} (ids and reasons)") from None
         names = {name for clause in self.clauses.values() for name in clause.names}
         if unknown := {*self.named, *self.expected} - names:
             raise pytest.UsageError(f"there is no clause {', '.join(sorted(unknown))}")
@@ -179,7 +177,9 @@ class Suite:
                 item.add_marker("quick")
         files = {*ROOT.glob("test_*.py"), *(ROOT / "spec" / "tests").glob("test_*.py")}
         if not self.has_parts and files <= {item.path for item in items}:
-            faults += unknown_defaults(items)
+            wanted = {test for item in items for test in default_tests(item)}
+            lost = wanted - {item.nodeid for item in items}
+            faults += [f"extended(default=...) names {test}, no test" for test in sorted(lost)]
             without = [c.id for c in self.clauses.values() if c.level == "MUST" and not c.tests]
             faults += [f"MUST case {id} has no test" for id in without]
         if faults:
@@ -197,8 +197,10 @@ class Suite:
         is_of_module = item.get_closest_marker("of_module") or not any(c.binds for c in clauses)
         if self.is_foreign and is_of_module:
             return False
-        is_named = any(clause.names & self.named for clause in clauses)
-        return is_named if self.named else self.takes_extended or not is_extended(item)
+        if self.named:
+            return any(clause.names & self.named for clause in clauses)
+        is_extended = item.get_closest_marker("extended") and item.nodeid not in default_tests(item)
+        return self.takes_extended or not is_extended
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note which tests are left after all selection, and leave what they say to the summary."""
@@ -211,9 +213,7 @@ class Suite:
             reporter.reportchars = "" if self.is_foreign else reporter.reportchars
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo
-    ) -> Iterator[pytest.TestReport]:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: Any) -> Iterator[Any]:
         """Judge the test, and excuse expected failures and those of another class's SHOULDs."""
         report = yield
         result = why = ""
@@ -258,8 +258,8 @@ class Suite:
                 ids = f"{len(failed)} of {len(cases)} cases: {' '.join(c.id for c in failed)}"
                 lines = to_mend.setdefault(f"{worst.level}, {worst.source}", [])
                 lines.append(f"{parent}: {ids if worst.id != parent else 'fails'}")
-                for words in (worst.sentence.rstrip(",;"), why, shlex.quote(test)):
-                    lines.append(f"    {words}")
+                about = (worst.sentence.rstrip(",;"), why, shlex.quote(test))
+                lines += [f"    {words}" for words in about]
             passed += {judged[case.id].result for case in cases} - {"not selected"} == {"pass"}
             for case in cases:
                 if judged[case.id].result in ("expected", "not run", "not applicable"):
@@ -350,11 +350,10 @@ def compared(op: str, left: Any, right: Any) -> str:
     """Say in words how a comparison failed, and of long containers the first difference."""
     place = ""
     while op == "==" and len(repr((left, right))) > 100:
-        got, wanted = (
-            dict(enumerate(v)) if isinstance(v, list | tuple) else v for v in (left, right)
-        )
-        if not (isinstance(got, dict) and isinstance(wanted, dict)):
+        both = [dict(enumerate(v)) if isinstance(v, list | tuple) else v for v in (left, right)]
+        if not all(isinstance(value, dict) for value in both):
             break
+        got, wanted = both
         key = next(k for k in {**wanted, **got} if got.get(k, got) != wanted.get(k, wanted))
         left, right = got.get(key, "nothing"), wanted.get(key, "nothing")
         place = f"{place or ' at '}[{key!r}]"
@@ -385,8 +384,7 @@ def gist(error: pytest.ExceptionInfo, item: pytest.Item) -> str:
     if is_whole and words.startswith("  expected ") and "expected" not in message:
         message = f"{words.strip()}{message and ': '}{message}"
     name = item.name.removeprefix("test_").replace("_", " ").replace("[", " [", 1)
-    message = message or f"not so: {name}"
-    return message.splitlines()[0][:240]
+    return (message or f"not so: {name}").splitlines()[0][:240]
 
 
 # Fixtures of tests that start processes, or take a scene, and so their time.
@@ -400,21 +398,11 @@ def is_quick(item: pytest.Item) -> bool:
     return item.path.parent == ROOT and not is_slow
 
 
-def is_extended(item: pytest.Item) -> bool:
-    """Return whether it has `@pytest.mark.extended`, without its id in `default=[...]`."""
+def default_tests(item: pytest.Item) -> set[str]:
+    """Return the tests that `@pytest.mark.extended(default=[...])` leaves in the default run."""
     marker = item.get_closest_marker("extended")
-    default = marker.kwargs.get("default", ()) if marker else ()
-    return bool(marker) and not (hasattr(item, "callspec") and item.callspec.id in default)
-
-
-def unknown_defaults(items: list[pytest.Item]) -> list[str]:
-    """Name the ids that `extended(default=...)` lists and no test has."""
-    lost: dict[str, set[str]] = {}
-    for item in items:
-        if (marker := item.get_closest_marker("extended")) and hasattr(item, "callspec"):
-            wanted = set(marker.kwargs.get("default", ()))
-            lost.setdefault(item.nodeid.partition("[")[0], wanted).discard(item.callspec.id)
-    return [f"{name} has no parameters {sorted(ids)}" for name, ids in lost.items() if ids]
+    ids = marker.kwargs.get("default", ()) if marker else ()
+    return {f"{item.nodeid.partition('[')[0]}[{id}]" for id in ids}
 
 
 class Watchdog:
@@ -427,7 +415,7 @@ class Watchdog:
     def __init__(self, config: pytest.Config, suite: Suite) -> None:
         self._suite = suite
         self._seconds = config.getoption("--time-limit")
-        self._pid, self._child = os.getpid(), 0
+        self._pid = os.getpid()
         self._late: dict[str, bool] = {}  # by test
 
     @pytest.hookimpl(tryfirst=True)
@@ -435,10 +423,7 @@ class Watchdog:
         """Start the other process when all tests are known."""
         log = tempfile.TemporaryFile("wb", buffering=0)  # noqa: SIM115  # for the whole run
         self._suite.log = lambda *entry: log.write(json.dumps(entry).encode() + b"\n")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of threads, of which it needs none
-            self._child = os.fork()
-        if not self._child:
+        if not os.fork():
             try:
                 os.setsid()  # Ctrl-C is for the tests
                 self._watch(log.fileno())
@@ -450,7 +435,7 @@ class Watchdog:
         since = said = time.monotonic()
         while not limit or time.monotonic() - since < limit + 10:  # which the alarm gets
             time.sleep(0.2)
-            if os.getppid() != self._pid:
+            if os.getppid() != self._pid:  # which has ended
                 return
             lines, end, _ = os.pread(log, 1 << 20, at).rpartition(b"\n")
             at += len(lines + end)
@@ -474,7 +459,6 @@ class Watchdog:
 
     @contextlib.contextmanager
     def _limit(self, item: pytest.Item) -> Iterator[None]:
-        # The others start processes that are timed, train, or measure.
         seconds = self._seconds if is_quick(item) else 20 * self._seconds
         self._late.setdefault(item.nodeid, False)
         is_late = False
@@ -508,13 +492,6 @@ class Watchdog:
 
     pytest_runtest_setup = pytest_runtest_teardown = pytest_runtest_call
 
-    def pytest_unconfigure(self) -> None:
-        """End the other process."""
-        with contextlib.suppress(OSError):  # somebody has
-            if self._child:
-                os.kill(self._child, signal.SIGKILL)
-                os.waitpid(self._child, 0)
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the suite's own options."""
@@ -526,20 +503,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     excuses = "lines of a clause's id and a reason: its tests may fail, and one of them has to"
     for option, metavar, default, text in [
         ("--implementation", name, judged, "the class to judge, or $VIDEO_WRAPPER_IMPLEMENTATION"),
-        (
-            "--env-base",
-            name,
-            base,
-            "a base class that it needs of the env, or $VIDEO_WRAPPER_ENV_BASE",
-        ),
+        ("--env-base", name, base, "a base class that its env needs, or $VIDEO_WRAPPER_ENV_BASE"),
         ("--conformance-report", "FILE", nothing, "write the results to this .json or .md file"),
         ("--expected-failures", "FILE", nothing, excuses),
         ("--clauses", "IDS", "", "run only the tests of these clauses, such as TIME-4a,FILE"),
         ("--time-limit", "SECONDS", 120.0, "for a quick test; others may take 20 times as long"),
     ]:
         group.addoption(option, metavar=metavar, default=default, type=type(default), help=text)
-    text = "run the extended tests too, not only the default selection"
-    group.addoption("--all", action="store_true", help=text)
+    group.addoption("--all", action="store_true", help="run the extended tests too")
     text = "where Genesis simulates in the tests with a real scene (default: cpu)"
     group.addoption("--genesis-backend", choices=["cpu", "gpu"], default="cpu", help=text)
 

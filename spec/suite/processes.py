@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -22,12 +23,7 @@ import pytest
 from spec.suite import ROOT
 from spec.suite.child import Harness, children, encoders
 
-if TYPE_CHECKING:
-    from spec.suite.plugin import Suite
-
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self/stat").exists(), reason="finds ffmpeg in /proc"
-)
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="it needs /proc")
 
 
 def check_end(result: Any) -> None:
@@ -39,20 +35,6 @@ def check_end(result: Any) -> None:
     assert result.returncode == 0, "\n".join([words, *printed])
 
 
-def torchrun(ranks: int, *arguments: str) -> str:
-    """Return code that runs a file with arguments in so many processes of torchrun."""
-    words = ["--standalone", "--nproc-per-node", str(ranks), *arguments]
-    return f"from torch.distributed.run import main; main({words!r})"
-
-
-def lives(pid: int) -> bool:
-    """Return whether the process runs. One that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def wait_until(condition: Callable[[], Any], seconds: float = 100, what: str = "the event") -> None:
     """Check the condition again and again. Raise AssertionError when the time is over."""
     until = time.monotonic() + seconds
@@ -62,7 +44,13 @@ def wait_until(condition: Callable[[], Any], seconds: float = 100, what: str = "
 
 
 def wait_for_ends(pids: list[int]) -> None:
-    """Wait until none of these processes runs."""
+    """Wait until none of these processes runs. One that nobody has waited for yet does not."""
+
+    def lives(pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return False
+
     wait_until(lambda: not any(map(lives, pids)))
 
 
@@ -109,13 +97,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Job:
-    """A process of this Python, while its test watches it and sends signals.
-
-    Attributes:
-        process: Its Python.
-        world: Reads its videos, if `start` started it.
-        returncode, stdout, stderr: The exit status and what it printed, once `wait` returned.
-    """
+    """A process of this Python, while its test watches it and sends signals."""
 
     def __init__(self, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
         path = os.pathsep.join([os.getcwd(), str(ROOT), *filter(None, sys.path)])
@@ -145,7 +127,7 @@ class Job:
         assert words in self.output, f"it ended without {words!r}: {self.output[-2000:]}"
 
     def wait(self, seconds: float = 100) -> int:
-        """Wait for its end, and return the exit status."""
+        """Wait for its end, note what it printed, and return the exit status."""
         wait_until(lambda: self.process.poll() is not None, seconds)
         self.returncode = self.process.returncode
         self.stdout, self.stderr = self._printed()
@@ -175,14 +157,13 @@ class Job:
 
 @pytest.fixture
 def start_python() -> Iterator[Callable[..., Job]]:
-    """Start this Python on a file or, if its name does not end in .py, on code, as a `Job`.
-
-    Other arguments are the program's, keywords are environment variables.
-    """
+    """Start this Python on a file (*.py) or on code; keywords are environment variables."""
     jobs: list[Job] = []
 
-    def run(*arguments: str, **variables: str) -> Job:
+    def run(*arguments: str, timeout: float = 0, **variables: str) -> Job:
         jobs.append(Job(arguments, variables))
+        if timeout:
+            jobs[-1].wait(timeout)
         return jobs[-1]
 
     yield run
@@ -191,35 +172,24 @@ def start_python() -> Iterator[Callable[..., Job]]:
         job.wait()
 
 
-def until_its_end(start: Callable[..., Job]) -> Callable[..., Job]:
-    """Return what starts a job and waits for its end."""
-
-    def run(*arguments: str, timeout: float = 600, **variables: str) -> Job:
-        job = start(*arguments, **variables)
-        job.wait(timeout)
-        return job
-
-    return run
-
-
 @pytest.fixture
 def python(start_python: Any) -> Callable[..., Job]:
     """Run this Python as `start_python` does, until it ends."""
-    return until_its_end(start_python)
+    return functools.partial(start_python, timeout=600)
 
 
 @pytest.fixture
-def start(suite: Suite, tmp_path: Path, start_python: Any) -> Callable[..., Job]:
+def start(suite: Any, tmp_path: Path, start_python: Any) -> Callable[..., Job]:
     """Start code behind `SCRIPT`, with the fake env as `world`; keywords are as there."""
 
-    def run(code: str, **variables: str) -> Job:
+    def run(code: str, **keywords: Any) -> Job:
         slow = [n for n in ("harness", "genesis_scenes", "processes") if f"{n}." in code]
         imports = "".join(f"from spec.suite import {name}\n" for name in slow)
         path, folder = tmp_path / "script.py", tmp_path / "videos"
         path.write_text(imports + SCRIPT + textwrap.dedent(code), encoding="utf-8")
         names = (suite.implementation_name, suite.env_base_name)
-        job = start_python(str(path), str(folder), *names, **variables)
-        job.world = Harness(folder, suite.implementation)
+        job = start_python(str(path), str(folder), *names, **keywords)
+        job.world = Harness(folder, suite.implementation)  # which reads its videos
         return job
 
     return run
@@ -228,4 +198,4 @@ def start(suite: Suite, tmp_path: Path, start_python: Any) -> Callable[..., Job]
 @pytest.fixture
 def script(start: Any) -> Callable[..., Job]:
     """Run code as `start` does, until it ends."""
-    return until_its_end(start)
+    return functools.partial(start, timeout=600)

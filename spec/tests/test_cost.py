@@ -18,8 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spec.suite.doubles import first_only, never
-from spec.suite.genesis_scenes import has_genesis, start_genesis
+from spec.suite.doubles import OnDevice, never, only_at
+from spec.suite.genesis_scenes import Stage, has_genesis, start_genesis
 from spec.suite.plugin import Suite
 from spec.suite.processes import check_end
 
@@ -39,37 +39,32 @@ class CopiedBytes(TorchDispatchMode):
         return result
 
 
-class TestSnapshots:
-    @pytest.mark.of_module
-    @pytest.mark.clause("FIN-6")
-    @pytest.mark.extended
-    def test_snapshot_reads_the_poses_of_rendered_envs_only(
-        self, reproducible: Any, new_stage: type, module: Any
-    ) -> None:
-        counts = []
-        for num_envs in (16, 4096):
-            stage = new_stage(scene={"rendered_envs_idx": [0]}, n_envs=num_envs)
-            renderer = module._DeferredRenderer(stage.scene, stage.camera)
-            for _ in range(2):  # the first snapshot also checks itself
-                stage.step()
-                with CopiedBytes() as copied:
-                    renderer.snapshot()
-            counts.append(copied.count)
-        few, many = counts
-        assert 0 < few < 4096
-        assert many == few
+@pytest.mark.of_module
+@pytest.mark.clause("FIN-6")
+@pytest.mark.extended
+def test_snapshot_reads_the_poses_of_rendered_envs_only(
+    reproducible: Any, new_stage: type, module: Any
+) -> None:
+    counts = []
+    for num_envs in (16, 4096):
+        stage = new_stage(scene={"rendered_envs_idx": [0]}, n_envs=num_envs)
+        renderer = module._DeferredRenderer(stage.scene, stage.camera)
+        renderer._envs = renderer._envs.as_subclass(OnDevice)  # as on a GPU, where it matters
+        for _ in range(2):  # the first snapshot also checks itself
+            stage.step()
+            with CopiedBytes() as copied:
+                renderer.snapshot()
+        counts.append(copied.count)
+    assert 0 < counts[0] == counts[1] < 4096
 
 
-class Go2:
+class Go2(Stage):
     """A Go2 on a plane, in envs whose episodes have 100 steps.
 
     Its steps return the same tensors of flags each time, as genesis-forge's envs do. If it
     `follows`, it has the shape of genesis-forge's examples: a debug camera that follows the robot,
     and an arrow that is redrawn each step. `seconds` is how long its last step took.
     """
-
-    dt = 0.02
-    can_be_wrapped = True
 
     def __init__(self, num_envs: int, follows: bool, size: tuple[int, int]) -> None:
         gs = start_genesis()
@@ -93,12 +88,6 @@ class Go2:
         self.steps, self.seconds = 0, 0.0
         self.terminated, self.truncated = torch.zeros(2, num_envs, dtype=torch.bool)
 
-    @property
-    def unwrapped(self) -> Go2:
-        return self
-
-    def build(self) -> None: ...
-
     def step(self, actions: Any) -> Any:
         start = time.perf_counter()
         self.steps += 1
@@ -118,28 +107,19 @@ class Go2:
         self.seconds = time.perf_counter() - start
         return positions, torch.zeros(self.num_envs), self.terminated, self.truncated, {}
 
-    def close(self) -> None: ...
 
-
-@functools.cache
-def go2(num_envs: int, follows: bool, size: tuple[int, int], for_peer: bool = False) -> Go2:
-    """Return one env of each kind, and another for a peer that records even in bare steps."""
-    return Go2(num_envs, follows, size)
+go2 = functools.cache(Go2)
 
 
 def take_turns(
     rounds: int, *candidates: Callable[[], Any], seconds_between: float = 0
 ) -> np.ndarray:
-    """Return the seconds of each candidate (column) in each round (row).
-
-    Each round is shuffled: in a fixed order, the same candidate would pay for what repeats every
-    few calls, and for what another leaves.
-    """
+    """Return the seconds of each candidate (column) in each round (row)."""
     shuffle, order = random.Random(0).shuffle, [*range(len(candidates))]
     times = np.zeros((rounds, len(candidates)))
     for row in times:
         time.sleep(seconds_between)
-        shuffle(order)
+        shuffle(order)  # so that none always pays for what another leaves
         for i in order:
             start = time.perf_counter()
             candidates[i]()
@@ -159,10 +139,7 @@ def record_400_frames(world: Any) -> None:
     blocks = np.random.default_rng(0).integers(64, 192, (90, 160, 3)).astype(np.uint8)
     blocks = np.kron(blocks, np.ones((8, 8, 1), np.uint8))  # which cost something to encode
     env.camera.make_frame = lambda frame: np.roll(blocks, 8 * env.steps, axis=1)
-    wrapper = world.wrap(
-        env, step_trigger=lambda n: n % 401 == 0, video_length_sec=400 * env.dt,
-        record_final_episode=False,
-    )  # fmt: skip
+    wrapper = world.wrap(env, video_length_sec=400 * env.dt, **only_at(0, 401, 802))
 
     def rendered_step() -> None:
         env.step(None)
@@ -256,12 +233,11 @@ class TestBenchmarks:
             base = pytest.importorskip("genesis_forge.genesis_env").GenesisEnv
             from genesis_forge.wrappers.video import VideoWrapper as implementation
 
-            built = vars(go2(16, False, size, for_peer=True))
+            built = vars(Go2(16, False, size))  # another one, as this peer records in bare steps
             wrapped = type("Go2", (Go2, base), {**built, "__init__": lambda self: None})()
         wrapper = fake.wrap(
-            wrapped, implementation=implementation, fps=50, video_length_sec=1e4,
-            step_trigger=first_only, record_final_episode=False,
-        )  # fmt: skip
+            wrapped, implementation=implementation, fps=50, video_length_sec=1e4, **only_at(0)
+        )
         candidates = (lambda: (env.step(None), env.camera.render()), lambda: wrapper.step(None))
         times = benchmark.pedantic(take_turns, args=(31, *candidates))
         rendered, recorded = np.median(times[1:], axis=0)

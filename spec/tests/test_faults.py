@@ -20,8 +20,9 @@ from spec.tests.test_close import EXTENDED, case
 # The recording of the steps 0 to 19 fails, and that of the steps 30 to 49 is saved. The code in
 # between defines `break_it` and `heal`.
 DEFAULTS = """
-    import json, shutil, subprocess
+    import json, resource, shutil, subprocess
     import numpy as np
+    options = dict(step_trigger=lambda n: n in (0, 30), record_final_episode=False)
     size, ffmpeg = (96, 64), Path(folder).parent / "ffmpeg"
     break_it = heal = lambda: None
     if ffmpeg.exists():
@@ -30,15 +31,13 @@ DEFAULTS = """
 FAULT = """
     for name in {names}:
         env = world.env(size=size)
-        wrapper = world.wrap(
-            env, filename=name, step_trigger=lambda n: n in (0, 30), video_length_sec=2,
-            record_final_episode=False,
-        )
+        wrapper = world.wrap(env, filename=name, video_length_sec=2, **options)
         with warned(count=None) as texts:
             break_it()
             assert len(world.run(wrapper, 24)) == 24
         files = world.files()
         heal()
+        env.camera.make_frame = lambda frame: frame
         videos = world.videos()
         world.run(wrapper, 30)
         wrapper.close()
@@ -58,7 +57,6 @@ SMALL_DISK = """
         sys.exit()
 """
 SIZE_LIMIT = """
-    import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
 """
 NOISE = """
@@ -66,23 +64,17 @@ NOISE = """
 
     def break_it():
         env.camera.make_frame = lambda frame: dice.integers(0, 256, frame.shape, np.uint8)
-
-    def heal():
-        env.camera.make_frame = lambda frame: frame
 """
 READ_ONLY = """
-    def remount(option):
-        subprocess.run(["mount", "-o", "remount," + option, folder], check=True)
-
+    remount = lambda way: subprocess.run(f"mount -o remount,{way} {folder}".split(), check=True)
     break_it, heal = lambda: remount("ro"), lambda: remount("rw")
 """
 GONE = """
+    heal = lambda: os.makedirs(folder, exist_ok=True)
+
     def break_it():
         world.run(wrapper, 3)
         shutil.rmtree(folder)
-
-    def heal():
-        os.makedirs(folder, exist_ok=True)
 """
 TEMPORARY_GONE = """
     import tempfile
@@ -109,22 +101,16 @@ KILLED = """
             os.kill(pid, signal.SIGKILL)
 """
 MEMORY = """
-    import resource
     limits = resource.getrlimit(resource.RLIMIT_AS)
+    heal = lambda: resource.setrlimit(resource.RLIMIT_AS, limits)
     large = np.zeros((1500, 2000, 4), np.uint8)
 
     def break_it():
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**22, limits[1]))
         env.camera.make_frame = lambda frame: large
-
-    def heal():
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-        env.camera.make_frame = lambda frame: frame
 """
-LOSES = """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-"""
+LOSES = "    signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
 
 # An ffmpeg that works unless there is a file beside it that is named "fault".
 FFMPEG = f"""#!/bin/sh

@@ -51,50 +51,46 @@ def record(folder: Path, steps: int, episode: int, **options: Any) -> Any:
     return wrapper
 
 
-class TestRecordVideo:
-    @pytest.mark.parametrize(
-        ("episode", "options", "wanted"),
-        [  # 21 frames of 20 steps: one more step, or what the reset before them left
-            (80, {"step_trigger": first_only}, {"step-0": range(1, 22)}),
-            # The last of three episodes if the trigger names it, and not by default.
-            (30, {"episode_trigger": lambda e: e == 2}, {"episode-2": range(60, 81)}),
-            (30, {}, {"episode-0": range(21), "episode-1": range(30, 51)}),
-        ],
-    )
-    def test_videos_are_off_by_one(
-        self, tmp_path: Path, episode: int, options: Any, wanted: Any
-    ) -> None:
-        record(tmp_path, 80, episode, video_length=20, **options).close()
-        videos = {path.name: [*read_video(path).steps] for path in tmp_path.iterdir()}
-        assert videos == {f"rl-video-{name}.mp4": [*steps] for name, steps in wanted.items()}
-
-    def test_video_lacks_frames_and_has_its_name_early(self, tmp_path: Path) -> None:
-        wrapper = record(tmp_path, 400, 400)
-        path, copy = tmp_path / "rl-video-episode-0.mp4", tmp_path / "copy.mp4"
-        watcher = threading.Thread(
-            target=lambda: (wait_until(path.exists), shutil.copy(path, copy))
-        )
-        watcher.start()
-        wrapper.close()
-        watcher.join()
-        with pytest.raises(AssertionError):
-            read_video(copy)
-        # The reset and each step had a frame. moviepy looks them up by float times: some are
-        # there twice, and others never.
-        assert 401 - len({*read_video(path).steps}) == 13
+@pytest.mark.parametrize(
+    ("episode", "options", "wanted"),
+    [  # 21 frames of 20 steps: one more step, or what the reset before them left
+        (80, {"step_trigger": first_only}, {"step-0": range(1, 22)}),
+        # The last of three episodes if the trigger names it, and not by default.
+        (30, {"episode_trigger": lambda e: e == 2}, {"episode-2": range(60, 81)}),
+        (30, {}, {"episode-0": range(21), "episode-1": range(30, 51)}),
+    ],
+)
+def test_record_video_is_off_by_one(
+    tmp_path: Path, episode: int, options: Any, wanted: Any
+) -> None:
+    record(tmp_path, 80, episode, video_length=20, **options).close()
+    videos = {path.name: [*read_video(path).steps] for path in tmp_path.iterdir()}
+    assert videos == {f"rl-video-{name}.mp4": [*steps] for name, steps in wanted.items()}
 
 
-class TestStartRecording:
-    def test_recording_has_every_step_and_its_name_early(self, genesis: Any) -> None:
-        env, path = genesis.env(), genesis.out_dir / "0.mp4"
-        start = env.camera.start_recording
-        assert [*inspect.signature(start).parameters] == ["save_to_filename", "fps"]  # no trigger
-        genesis.out_dir.mkdir()
-        start(str(path), fps=round(1 / env.dt))
-        for _ in range(100):
-            env.step(None)
-        assert path.exists()
-        with pytest.raises(AssertionError):
-            read_video(path)
-        env.camera.stop_recording()
-        assert genesis.videos() == {"0.mp4": [*range(100)]}
+def test_record_video_lacks_frames_and_has_its_name_early(tmp_path: Path) -> None:
+    wrapper = record(tmp_path, 400, 400)
+    path, copy = tmp_path / "rl-video-episode-0.mp4", tmp_path / "copy.mp4"
+    watcher = threading.Thread(target=lambda: (wait_until(path.exists), shutil.copy(path, copy)))
+    watcher.start()
+    wrapper.close()
+    watcher.join()
+    with pytest.raises(AssertionError):
+        read_video(copy)
+    # There are 401 with the reset's. moviepy looks them up by float times, and never finds some.
+    assert 401 - len({*read_video(path).steps}) == 13
+
+
+def test_start_recording_has_every_step_and_its_name_early(genesis: Any) -> None:
+    env, path = genesis.env(), genesis.out_dir / "0.mp4"
+    start = env.camera.start_recording
+    assert [*inspect.signature(start).parameters] == ["save_to_filename", "fps"]  # no trigger
+    genesis.out_dir.mkdir()
+    start(str(path), fps=round(1 / env.dt))
+    for _ in range(100):
+        env.step(None)
+    assert path.exists()
+    with pytest.raises(AssertionError):
+        read_video(path)
+    env.camera.stop_recording()
+    assert genesis.videos() == {"0.mp4": [*range(100)]}

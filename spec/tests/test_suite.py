@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,13 +32,10 @@ def judge(python: Any, tmp_path: Path) -> Any:
         path = os.pathsep.join([str(tmp_path), str(ROOT)])
         run = python(PYTEST, *fixed, *options, str(ROOT), PYTHONPATH=path)
         written = json.loads(report.read_text()) if report.exists() else {"clauses": []}
-        return SimpleNamespace(
-            code=run.returncode,
-            text=run.stdout + run.stderr,
-            summary=written.get("summary"),
-            results={row["id"]: row["result"] for row in written["clauses"]},
-            failed=[row["id"] for row in written["clauses"] if row["result"] == "fail"],
-        )
+        run.summary = written.get("summary")
+        run.results = {row["id"]: row["result"] for row in written["clauses"]}
+        run.failed = [id for id, result in run.results.items() if result == "fail"]
+        return run
 
     return run
 
@@ -76,9 +69,7 @@ def matches(pattern: str, message: str) -> None:
         (lambda: pytest.raises(ValueError, int, "1"), "expected ValueError, nothing was raised"),
     ],
 )  # fmt: skip
-def test_failure_is_put_in_words(
-    request: pytest.FixtureRequest, check: Callable[[], None], words: str
-) -> None:
+def test_failure_is_put_in_words(request: Any, check: Any, words: str) -> None:
     with pytest.raises(BaseException) as error:
         check()
     assert gist(error, request.node).startswith(words)
@@ -101,8 +92,7 @@ FREE = [
 TAKES_LESS = """
 class Short(VideoWrapper):
     def __init__(self, env, video_length_sec=8, episode_trigger=None, out_dir="", fps=60):
-        super().__init__(env, "camera", video_length_sec, episode_trigger, None, out_dir, fps,
-                         record_final_episode=False, logging=False)
+        super().__init__(env, "camera", video_length_sec, episode_trigger, None, out_dir, fps)
 VideoWrapper = Short
 """
 PRINTS_BYTES = """
@@ -163,37 +153,34 @@ VideoWrapper.__reduce__ = object.__reduce__
         assert "UNEXPECTED PASS of ARG-1b: not yet" in lines
         counts = r"\d clauses pass, documented: 6/9 cases, resolved: \d/\d cases, not selected: \d+"
         assert re.fullmatch(counts, totals)
-        assert run.code == 1
-        assert run.text.splitlines()[-len(run.summary) - 1 : -1] == run.summary
-        assert len(run.text.splitlines()) < 50
+        assert run.returncode == 1
+        assert run.output.splitlines()[-len(run.summary) - 1 : -1] == run.summary
+        assert len(run.output.splitlines()) < 50
 
     def test_class_that_is_a_frame_late_fails_time_4_alone(self, judge: Any) -> None:
         (late,) = [m for m in mutants.MUTANTS if m.words == "one step more"]
         run = judge(late.source(), "--clauses=TIME-4a,REC-1,TRIG-2,CLOSE-1")
-        assert run.failed == ["TIME-4a"], run.text
+        assert run.failed == ["TIME-4a"], run.output
 
     def test_report_may_be_markdown(self, judge: Any, tmp_path: Path) -> None:
         option = f"--conformance-report={tmp_path / 'report.md'}"
         run = judge(CONTROL, "--clauses=API-10", option)
-        assert run.code == 0, run.text
+        assert run.returncode == 0, run.output
         assert "| API-10 | MUST | resolved | pass |" in (tmp_path / "report.md").read_text()
 
-    @pytest.mark.parametrize(
-        ("code", "options", "results", "exit_code", "words"), ODD.values(), ids=ODD
-    )
-    def test_odd_class_gets_a_report(
-        self, judge: Any, code: str, options: str, results: str, exit_code: int, words: str
-    ) -> None:
-        code = f"import contextlib, itertools, os, sys, time\n{CONTROL}{code}"
+    @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+    def test_odd_class_gets_a_report(self, judge: Any, odd: tuple[Any, ...]) -> None:
+        code, options, results, exit_code, words = odd
         clauses, *others = options.split()
-        run = judge(code, f"--clauses={clauses}", *others)
-        assert ", ".join(run.results[id] for id in clauses.split(",")) == results, run.text
-        assert re.search(words, run.text), run.text
-        assert run.text.count(" clauses pass, ") == 1
-        assert run.code == exit_code
+        imports = "import contextlib, itertools, os, sys, time\n"
+        run = judge(imports + CONTROL + code, f"--clauses={clauses}", *others)
+        assert ", ".join(run.results[id] for id in clauses.split(",")) == results, run.output
+        assert re.search(words, run.output), run.output
+        assert run.output.count(" clauses pass, ") == 1
+        assert run.returncode == exit_code
 
     def test_clauses_are_selected_by_their_whole_id(self, judge: Any) -> None:
-        outputs = [judge(CONTROL, "--co", "-q", o).text for o in ("--clauses=FILE-1", "-kFILE-1")]
+        outputs = [judge(CONTROL, "--co", "-q", o).output for o in ("--clauses=FILE-1", "-kFILE-1")]
         exact, loose = ({t for t in text.splitlines() if "::" in t} for text in outputs)
         assert set() < exact < loose  # which has FILE-10's, too
 
@@ -216,20 +203,19 @@ VideoWrapper.__reduce__ = object.__reduce__
         own = "import pytest\n@pytest.mark.clause('TIME-1', 'TIME-99')\ndef test_it(): pass\n"
         (tmp_path / "test_own.py").write_text(own)
         run = judge(code, option.format(tmp_path))
-        assert run.code == 4, run.text
-        assert re.search(words, run.text), run.text
-        assert "Traceback" not in run.text
+        assert run.returncode == 4, run.output
+        assert re.search(words, run.output), run.output
+        assert "Traceback" not in run.output
 
     @pytest.mark.parametrize("changes", [[], FREE], ids=["as it is", "with all that is free"])
     def test_control_meets_all_clauses(self, judge: Any, changes: list[str]) -> None:
         run = judge(mutants.Mutant("", "", changes).source())
-        assert run.failed == [], run.text
+        assert run.failed == [], run.output
 
     @pytest.mark.parametrize("words", ["env 0 is watched", "removed, then renamed"])
-    def test_mutant_is_caught(self, words: str) -> None:
-        command = [sys.executable, "-m", "spec.control.mutants", words]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert run.stdout.endswith("1 of 1 mutants are caught\n"), run.stdout + run.stderr
+    def test_mutant_is_caught(self, python: Any, words: str) -> None:
+        run = python(mutants.__file__, words)
+        assert run.stdout.endswith("1 of 1 mutants are caught\n"), run.output
 
 
 MADE = [(m, mutants.CONTROL) for m in mutants.MUTANTS]
