@@ -54,14 +54,21 @@ def wait_for_ends(pids: list[int]) -> None:
     wait_until(lambda: not any(map(lives, pids)))
 
 
+def signal_encoders(number: int) -> set[int]:
+    """Send a signal to the encoders of this process, which a thread may still be starting."""
+    try:
+        wait_until(encoders, seconds=2)
+    except AssertionError:
+        pytest.skip("its encoder is not a process that could get a signal")
+    for pid in (found := encoders()):
+        os.kill(pid, number)
+    return found
+
+
 @contextlib.contextmanager
 def stopped_encoder(seconds: float) -> Iterator[None]:
     """Stop the encoder of this process for so many seconds."""
-    found = encoders()
-    if not found:
-        pytest.skip("its encoder is not a process that could be stopped")
-    for pid in found:
-        os.kill(pid, signal.SIGSTOP)
+    found = signal_encoders(signal.SIGSTOP)
     timer = threading.Timer(seconds, lambda: [os.kill(pid, signal.SIGCONT) for pid in found])
     timer.start()
     yield

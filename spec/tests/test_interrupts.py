@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from spec.suite.doubles import never
-from spec.suite.processes import Job, check_end, encoders, needs_proc, wait_for_ends
+from spec.suite.processes import Job, check_end, encoders, needs_proc, wait_for_ends, wait_until
 from spec.tests.test_close import start_training, steps_of
 
 pytestmark = needs_proc
@@ -58,6 +58,9 @@ def test_ctrl_c_in_an_encoders_start_leaves_nothing_behind(
     wrapper = fake.wrap(step_trigger=trigger, **options)
     with contextlib.suppress(KeyboardInterrupt):
         fake.run(wrapper, 13)
+        with contextlib.suppress(AssertionError):  # a thread may start it soon
+            wait_until(lambda: started, seconds=1)
+            time.sleep(0.1)
     if not started:
         leave_to("it starts its encoder in another way")
     fake.run(wrapper, 9 if goes_on else 0)
