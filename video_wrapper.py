@@ -21,10 +21,10 @@ Copy this file into your project and ``pip install imageio-ffmpeg``, which bring
 
     env = VideoWrapper(MyEnv(), camera_attr="camera", out_dir="./videos")
 
-`Wrapper` passes everything through to the env. `VideoWrapper` counts steps and episodes, and decides
+`Wrapper` passes everything through to the env. `VideoWrapper` counts steps and episodes and decides
 which recording lives. `_Recording` has the frames of a video so far. `_Encoder` makes the video.
-`_DeferredRenderer` stores what a Genesis camera would show, to render it later; a copy works without
-it if `VideoWrapper._defer` returns False. Ids such as (TIME-4) are clauses of the specification.
+`_DeferredRenderer` stores what a Genesis camera would show, to render it later; a copy works
+without it if `VideoWrapper._defer` returns False. Ids such as (TIME-4) are clauses of the spec.
 """
 # The annotations are those of the documented API, and Genesis need not be installed:
 # ruff: noqa: RUF013, UP006, UP035
@@ -596,12 +596,13 @@ class _Encoder:
         return self._process
 
     def _launch(self, shape: tuple[int, ...]) -> None:
+        muxer = MUXERS[Path(self.path).suffix.lower()]
         # fmt: off
         command = [
             _ffmpeg(), "-loglevel", "error", "-nostdin", "-y",
             "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{shape[1]}x{shape[0]}",
             "-framerate", f"{self._rate.numerator}/{self._rate.denominator}", "-i", "pipe:0",
-            # yuv420p needs even sizes. Colours are named twice, for ffmpeg 4, because players guess.
+            # yuv420p needs even sizes. Colours are named, twice for ffmpeg 4, or players guess.
             "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709,"
             + "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709",
             "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
@@ -609,7 +610,7 @@ class _Encoder:
             # no frames back. At the default crf, moving robots blur and thin arrows vanish.
             "-c:v", "libx264", "-preset", "veryfast", "-tune", "zerolatency", "-threads", "1",
             "-crf", "17", "-x264-params", "chroma-qp-offset=-3:no-dct-decimate=1",
-            "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", MUXERS[Path(self.path).suffix.lower()], self._part,
+            "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", muxer, self._part,
         ]
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         self._shape = shape
@@ -618,7 +619,7 @@ class _Encoder:
         before = set_mask(getattr(signal, "SIG_BLOCK", 0), signal.valid_signals())
         try:
             self._process = subprocess.Popen(
-                command, bufsize=math.prod(shape),
+                command, bufsize=math.prod(shape) + 1,  # Python 3.13 takes one byte less
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 restore_signals=False,  # ffmpeg reports a file-size limit, and lives
                 start_new_session=True,  # out of reach of signals to this process' group
@@ -626,7 +627,6 @@ class _Encoder:
             )
         finally:
             set_mask(getattr(signal, "SIG_SETMASK", 0), before)
-        # fmt: on
 
 
 class _CannotDefer(Exception):
@@ -738,7 +738,7 @@ class _DeferredRenderer:
         return _Snapshot(values, bodies, self._nodes())
 
     def _poses(self, solver: Any, is_visual: bool) -> Sequence[Any]:
-        """Return positions (envs, bodies, 3) and quaternions (envs, bodies, 4) of the rendered envs."""
+        """Return positions (envs, bodies, 3) and quaternions (envs, bodies, 4) of rendered envs."""
         to_torch = self._gs.utils.misc.qd_to_torch
         state = solver.dyn_state.vgeoms if is_visual else solver.dyn_state.geoms
         parts = [to_torch(part, transpose=True) for part in (state.pos, state.quat)]

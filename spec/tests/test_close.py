@@ -378,6 +378,8 @@ def test_a_signal_to_a_job_costs_no_frame(start: Any, name: str, handler: str, k
     [
         case("CLOSE-6b", "in close", "SIGINT", "wrapper.close()"),
         case("CLOSE-6d", "two SIGTERM", "SIGTERM SIGTERM", "train(4000)"),
+        case("CLOSE-14a", "one SIGTERM", "SIGTERM", "train(4000)"),
+        case("CLOSE-6a", "one SIGINT", "SIGINT", "train(4000)"),
         case("CLOSE-6d", "SIGTERM and SIGHUP", "SIGTERM SIGHUP", "train(4000)"),
         case("CLOSE-6d", "two SIGINT", "SIGINT SIGINT", "train(4000)"),
     ],
