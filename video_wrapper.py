@@ -254,7 +254,8 @@ class VideoWrapper(Wrapper):
             self._step += 1
             if self._counts_episodes and _is_done(result[2:-1], self._env_idx):
                 self._end_episode()
-        self._settle()
+        if self._recordings:
+            self._settle()
         return result
 
     def reset(self, env_ids: Sequence[int] = None) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -652,7 +653,6 @@ class _DeferredRenderer:
     def __init__(self, scene: Any, camera: Any) -> None:
         self._gs, self._torch = sys.modules["genesis"], sys.modules["torch"]
         self._scene, self._camera, self._visualizer = scene, camera, scene.visualizer
-        self._is_checked = False
         if getattr(type(camera), "render", None) is not self._gs.vis.camera.Camera.render:
             raise _CannotDefer(f"a {type(camera).__name__} renders in its own way")
         visualizer, context = scene.visualizer, scene.visualizer.context
@@ -672,7 +672,7 @@ class _DeferredRenderer:
         }
         for obstacle in [obstacle for obstacle, is_there in obstacles.items() if is_there]:
             raise _CannotDefer(obstacle)
-        self._context, self._renderer = context, context._scene
+        self._context, self._renderer, self._is_checked = context, context._scene, False
         self._envs = self._torch.tensor([*context.rendered_envs_idx], device=self._gs.device)
         self._body_nodes = {*context.rigid_nodes.values()}
         solvers = [*context._rigid_solvers()]
@@ -708,8 +708,7 @@ class _DeferredRenderer:
             for solver, update in self._updates:
                 getattr(solver, update)()
         self._context.clear_dynamic_nodes()  # those of earlier steps
-        # Genesis keeps tensors that are made here, and could not change those of inference mode.
-        with self._torch.inference_mode(False):
+        with self._torch.inference_mode(False):  # Genesis keeps tensors that are made here
             snapshot = self._take()
             if not self._is_checked:
                 self._check(snapshot)
@@ -866,7 +865,8 @@ def _check_results(result: Any, env_idx: int, num_envs: int) -> None:
 
 
 def _is_done(flags: Sequence[Any], env_idx: int) -> bool:
-    of_env = [flag[env_idx] if np.ndim(flag) else flag for flag in flags if flag is not None]
+    is_row = [getattr(flag, "ndim", hasattr(flag, "__len__")) for flag in flags]
+    of_env = [f[env_idx] if row else f for f, row in zip(flags, is_row) if f is not None]
     # Combined before they are read, because each read waits for a GPU.
     return bool(functools.reduce(operator.or_, of_env or [False]))
 
