@@ -118,7 +118,7 @@ def genesis(suite: Any, real_scene: Any, tmp_path: Path) -> Iterator[Harness]:
 @pytest.fixture
 def reproducible(genesis: Harness) -> Harness:
     """The harness with the real scene, if this Genesis can render its frames later."""
-    needs_genesis("1.3.0", "frames cannot be rendered later")
+    needs_genesis("1.2.0", "frames cannot be rendered later")
     return genesis
 
 

@@ -310,7 +310,7 @@ def test_deferred_frames_match_eager_rendering(
 ) -> None:
     case, is_module = CASES[name], implementation is video_wrapper.VideoWrapper
     genesis_scenes.needs_genesis(case.since, "there is no such scene, or no two are alike")
-    obstacle = case.obstacle if genesis_scenes.has_genesis("1.3.0") else "Genesis"
+    obstacle = case.obstacle if genesis_scenes.has_genesis("1.2.0") else "Genesis"
     words = ["record_final_episode=False", obstacle] if obstacle else []
     reference = play(case)
     with torch.inference_mode("build" in case.inference):
