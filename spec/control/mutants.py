@@ -124,7 +124,7 @@ MODULE_MUTANTS = [
     Mutant("ARG-12", "without ffmpeg, nothing is said", ("        _ffmpeg()  # if", "        pass  # if"), "ARG-12"),
     Mutant("FIN-5a", "the field of view is not stored", ('"_transform _fov"', '"_transform"'), "FIN-5a and fov"),
     Mutant("FIN-5a", "the background is not stored", ("bg_color ambient_light", "ambient_light"), "FIN-5a and lights"),
-    Mutant("FIN-5a", "the last frame comes first", ("snapshots[0]()", "snapshots[-1]()"), "FIN-5a and background_recording"),
+    Mutant("FIN-5a", "the last frame comes first", ("snapshots[0]()", "snapshots[-1]()"), "FIN-5a and still and camera"),
     Mutant("FIN-9", "snapshots have no limit", ("if recording.room < 0:", "if False:"), "FIN-9"),
     Mutant("FIN-10", "each eager frame gives a warning", ("            self._can_defer = False\n", ""), "FIN-10"),
     Mutant("FILE-12b", "the ffmpeg of a dropped recording runs on", ("            self._process.kill()\n            self._process.wait()\n", "")),
