@@ -2,8 +2,8 @@
 
 They judge from outside: they decode the videos and read which steps they show. Unless a test says
 otherwise, `world.wrap` makes an env with dt = 0.1 s and wraps it for videos of 0.5 s at 10 fps, so
-that a recording of five steps is five frames. What takes a process of its own, or more of a scene
-than `world` has, is in spec/tests.
+that a recording of five steps is five frames. A test that takes a process of its own, or more of a
+scene than `world` has, is in spec/tests.
 """
 
 from __future__ import annotations
@@ -654,7 +654,7 @@ class TestTriggers:
         trigger = Asked(number)
         keywords = {kind: trigger, "record_final_episode": False}
         wrapper = fake.record(404, terminated_at=range(3, 1000, 4), **keywords)
-        # Nobody can wait for 2**31 steps. So what has counted 404 steps or 101 episodes goes on
+        # Nobody can wait for 2**31 steps, so what has counted 404 steps or 101 episodes goes on
         # from two before the number in question.
         counts = [n for n, v in vars(wrapper).items() if type(v) is int and v == counted]
         if not counts:

@@ -184,9 +184,8 @@ class VideoWrapper(Wrapper):
         _demand(is_name, "camera_attr", "the name of an attribute", camera_attr)
         name = "0.mp4" if filename is None else filename
         is_name = isinstance(name, str) and name == os.path.basename(name)
-        is_name = (
-            is_name and Path(name).suffix.lower() in MUXERS and len(os.fsencode(name)) <= MAX_NAME
-        )
+        is_name = is_name and Path(name).suffix.lower() in MUXERS
+        is_name = is_name and len(os.fsencode(name)) <= MAX_NAME
         rule = f"a bare file name of at most {MAX_NAME} bytes ending in {', '.join(MUXERS)}"
         _demand(is_name, "filename", f"{rule} (use out_dir for the folder)", name)
         _demand(out_dir not in (None, ""), "out_dir", "the name of a folder", out_dir)
@@ -271,7 +270,11 @@ class VideoWrapper(Wrapper):
         return result
 
     def start_recording(self, type: Literal["active", "background"] = "active") -> None:
-        """Start a recording, which is saved when it finishes or, if "background", by `close`."""
+        """Start a recording with the next step, and finish the one in progress (REC-1).
+
+        Args:
+            type: "active", saved when it finishes, or "background", saved by `close` (FIN-3).
+        """
         _demand(type in ("active", "background"), "type", '"active" or "background"', type)
         self._start(type)
 
@@ -387,7 +390,7 @@ class VideoWrapper(Wrapper):
                 self._drop([each])
 
     def _is_worthwhile(self, recording: _Recording) -> bool:
-        """Whether it is long enough to watch, or its episode has ended (FIN-3)."""
+        """Return whether it is long enough to watch, or its episode has ended (FIN-3)."""
         lasted = min(self._step, recording.steps.stop) - recording.steps.start
         has_ended = recording.type == "background" and recording.episode < self._episode
         return has_ended or lasted >= self._worthwhile
@@ -620,7 +623,7 @@ class _Encoder:
         before = set_mask(getattr(signal, "SIG_BLOCK", 0), signal.valid_signals())
         try:
             self._process = subprocess.Popen(
-                command, bufsize=math.prod(shape) + 1,  # Python 3.13 takes one byte less
+                command, bufsize=math.prod(shape) + 1,  # Python 3.13 buffers less than this
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 restore_signals=False,  # ffmpeg reports a file-size limit, and lives
                 start_new_session=True,  # out of reach of signals to this process' group
@@ -682,18 +685,16 @@ class _DeferredRenderer:
         has_poses = hasattr(context, "rigid_geoms_T")
         modes = [(solver, body.surface.vis_mode) for solver in solvers for body in solver.entities]
         self._batches = {(solver, mode == "visual") for solver, mode in modes if has_poses}
-        owners = [(camera, "_transform _fov"), (context, "shadow plane_reflection _t")]
-        owners += [(context._scene, "bg_color ambient_light"), (context.jit, "reflection_mat")]
-        owners += [(solver, "_geoms_render_T _vgeoms_render_T") for solver in solvers]
+        owners = [(camera, "_transform _fov"), (context._scene, "bg_color ambient_light")]
+        owners += [(context, "_t shadow plane_reflection"), (context.jit, "reflection_mat")]
+        owners += [(visualizer, "_t"), *((s, "_geoms_render_T _vgeoms_render_T") for s in solvers)]
         for node in context._scene.light_nodes:
             owners += [(node, "_matrix"), (node.light, "color intensity")]
-        pairs = [
-            (it, name) for it, names in [*owners, (visualizer, "_t")] for name in names.split()
-        ]
+        pairs = [(it, name) for it, names in owners for name in names.split()]
         self._attributes = [(it, name) for it, name in pairs if hasattr(it, name)]
 
     def is_of(self, scene: Any, camera: Any) -> bool:
-        """Whether it renders this camera: an env's `build` may make a new scene."""
+        """Return whether it renders this camera: an env's `build` may make a new scene."""
         is_same = scene is self._scene and camera is self._camera
         return is_same and getattr(scene, "visualizer", None) is self._visualizer
 
@@ -765,8 +766,7 @@ class _DeferredRenderer:
         stand_in.rigid_geoms_T = lambda *batch: to_matrices(*bodies[batch])
         stand_in.tracked_nodes = {}
         stand_in.update_rigid()
-        kept = {node for node, *_ in snapshot.nodes}
-        for node in [node for node, *_ in self._nodes() if node not in kept]:
+        for node in {node for node, *_ in self._nodes()} - {node for node, *_ in snapshot.nodes}:
             renderer.remove_node(node)
         for node, rank, matrix, poses in snapshot.nodes:
             if not renderer.has_node(node):

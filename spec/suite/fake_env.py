@@ -22,7 +22,7 @@ from spec.suite.video_reader import draw_step
 
 NUM_ACTIONS = 2
 
-# What the fake camera's own recorder encodes with, also if a test gives the class a bad ffmpeg.
+# The fake camera's own recorder encodes with this ffmpeg, also if a test gives the class a bad ffmpeg.
 CAMERAS_FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
 

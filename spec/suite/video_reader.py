@@ -77,7 +77,7 @@ EACH_FRAME = ["-vsync" if FFMPEG_MAJOR < 6 else "-fps_mode", "passthrough"]
 
 @dataclass
 class Video:
-    """A decoded video. What only MP4 files tell is read when it is asked for."""
+    """A decoded video. Facts that only MP4 files have are read when they are asked for."""
 
     path: Path
     frames: list[np.ndarray] = field(repr=False)

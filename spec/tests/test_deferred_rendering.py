@@ -268,7 +268,7 @@ CASES = {
         f"inference mode in {parts}": case(draw_anew, SMOOTH, camera=DEBUG, inference=parts)
         for parts in ("step", "build, step", "close", "build, step, close", "some steps")
     },
-    # What cannot be deferred.
+    # Scenes that cannot be deferred.
     "soft bodies": case(add=box(0.6, "MPM.Elastic"), n_envs=1, obstacle="soft bodies"),
     "contact arrows": case(add=CONTACT, camera=DEBUG, obstacle="contact"),
     "link frames": case(camera=DEBUG, scene={"show_link_frame": True}, obstacle="frame"),

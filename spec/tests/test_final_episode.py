@@ -16,7 +16,7 @@ from spec.suite.child import warned
 from spec.suite.genesis_scenes import Stage, attach, wrap_stage
 from spec.suite.processes import check_end
 
-# What makes real scenes in a process that `script` starts, as the implementation wants an env to be.
+# Code for `script` that makes the class of real scenes, as the implementation wants an env to be.
 STAGE_CLASS = """
             import json, warnings
             from spec.suite import harness

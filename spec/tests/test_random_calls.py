@@ -17,7 +17,7 @@ from spec.suite.video_reader import EACH_FRAME, box, read_step, read_video
 
 
 class Model:
-    """What the clauses TIME, TRIG, EPI, REC and FIN say, with the wrapper's methods."""
+    """A model of the clauses TIME, TRIG, EPI, REC and FIN, with the wrapper's methods."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan

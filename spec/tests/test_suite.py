@@ -75,7 +75,7 @@ def test_failure_is_put_in_words(request: Any, check: Any, words: str) -> None:
     assert gist(error, request.node).startswith(words)
 
 
-# What the spec leaves open, and so may make no test fail: pairs of an old text and a new one.
+# Changes that the spec leaves open, so that no test may fail: pairs of an old text and a new one.
 FREE = [
     "cannot be {value!r}", "? Not {value!r}",
     "warnings.warn(text, stacklevel=2)\n\n    def reset", "warnings.warn(text, FutureWarning, stacklevel=2)\n\n    def reset",

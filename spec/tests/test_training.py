@@ -177,7 +177,7 @@ def train(name: str, wrapped: bool, file: str) -> None:
     def step(actions: torch.Tensor) -> Any:
         observations, *others, _ = results = inner_step(actions)
         observed = observations["policy"] if make_env is ExampleEnv else observations
-        # Of geoms, as rewards do: Genesis keeps the tensors that it makes, in inference mode or not.
+        # Rewards read geoms, too: Genesis keeps the tensors that it makes, in inference mode or not.
         place = base.robot.geoms[0].get_pos()
         returned.extend(value.clone() for value in (actions, observed, *others, place))
         if make_env is not ExampleEnv:
